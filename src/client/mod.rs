@@ -1,0 +1,1 @@
+//! L6: typed calls of the server's REST interface.

@@ -1,0 +1,1 @@
+//! L4: tokio, sockets, HTTP and the data loop.

@@ -1,0 +1,3 @@
+//! The `coder` binary: parse, run, map errors to exit codes.
+
+fn main() {}

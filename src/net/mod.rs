@@ -1,0 +1,1 @@
+//! L5: what programs use: streams, listeners, datagrams.

@@ -1,0 +1,1 @@
+//! Coordination: yamux sessions, dRPC calls, the client's controller and the coordinator.

@@ -1,0 +1,1 @@
+//! STUN probes, relay latencies and the choice of a home relay.

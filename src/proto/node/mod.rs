@@ -1,0 +1,1 @@
+//! L3: one node, the only place where the engines meet.

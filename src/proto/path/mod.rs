@@ -1,0 +1,1 @@
+//! Path selection: candidates, probes, trust and suspicion.

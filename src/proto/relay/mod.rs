@@ -1,0 +1,1 @@
+//! Both ends of a DERP connection, and which relays a node keeps open.

@@ -1,0 +1,1 @@
+//! WireGuard sessions: boringtun for handshake and AEAD, timers and indices of our own.

@@ -1,0 +1,1 @@
+//! Test support: a virtual network with NATs, relays and its own clock.

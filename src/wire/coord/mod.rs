@@ -1,0 +1,1 @@
+//! Control plane: yamux and dRPC frames, tailnet and agent messages.

@@ -1,0 +1,3 @@
+//! L1: bytes to values and back, without state.
+
+pub mod coord;
