@@ -1,3 +1,9 @@
 //! L1: bytes to values and back, without state.
 
 pub mod coord;
+pub mod disco;
+pub mod stun;
+
+mod classify;
+
+pub use classify::{Kind, classify};
