@@ -7,6 +7,9 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")
 )]
 
+/// The version that every product reports: a development version, which no Go peer compares with its own.
+pub const VERSION: &str = concat!("v0.0.0-devel+tailnet.", env!("CARGO_PKG_VERSION"));
+
 pub mod base;
 pub mod proto;
 pub mod wire;

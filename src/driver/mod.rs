@@ -1,1 +1,4 @@
 //! L4: tokio, sockets, HTTP and the data loop.
+
+pub mod process;
+pub mod stdio;

@@ -1,0 +1,329 @@
+//! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
+
+use super::config::Secret;
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Work with remote workspaces over an encrypted network inside this process.
+#[derive(Debug, Parser)]
+#[command(name = "coder", disable_version_flag = true, disable_help_subcommand = true, args_override_self = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Reads a boolean as Go's `ParseBool` does.
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
+/// Reads a Go duration such as `1h2m3.5s` or `200ms`.
+fn go_duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 7] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+        let (number, tail) = rest.split_at(digits);
+        let number: f64 = number.parse().map_err(|_| format!("invalid duration {text:?}"))?;
+        let letters = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(letters);
+        if unit.is_empty() {
+            return Err(format!("missing unit in duration {text:?}"));
+        }
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(|| format!("unknown unit {unit:?}"))?;
+        seconds += number * factor;
+        rest = tail;
+    }
+    if text.is_empty() {
+        Err("empty duration".to_owned())
+    } else {
+        Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+    }
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Global {
+    /// URL of the deployment; wins over the stored login
+    #[arg(long, global = true, env = "CODER_URL")]
+    pub(super) url: Option<String>,
+    /// Session token; wins over the stored login
+    #[arg(long, global = true, env = "CODER_SESSION_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<Secret>,
+    /// Folder of the stored login
+    #[arg(long, global = true, env = "CODER_CONFIG_DIR", value_name = "DIR")]
+    pub(super) global_config: Option<PathBuf>,
+    /// Extra HTTP header NAME=VALUE on every request, relays included; may be repeated
+    #[arg(long, global = true, env = "CODER_HEADER", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub(super) header: Vec<String>,
+    /// Program whose output gives more headers, one NAME=VALUE a line
+    #[arg(long, global = true, env = "CODER_HEADER_COMMAND", value_name = "COMMAND")]
+    pub(super) header_command: Option<String>,
+    /// Log what happens to standard error
+    #[arg(short, long, global = true, env = "CODER_VERBOSE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true, hide_possible_values = true)]
+    pub(super) verbose: bool,
+    /// Use relays only: neither gather nor try direct addresses
+    #[arg(long, global = true, env = "CODER_DISABLE_DIRECT_CONNECTIONS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) disable_direct_connections: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Store a login
+    Login(Login),
+    /// List your workspaces
+    #[command(alias = "ls")]
+    List(List),
+    /// Make a workspace and print the line that starts its agent
+    Create(Create),
+    /// Work with users
+    Users(Users),
+    /// Open a shell in a workspace or run a command there
+    Ssh(Ssh),
+    /// Measure the way to a workspace
+    Ping(Ping),
+    /// Show the version
+    Version(Version),
+    /// Run the workspace agent
+    Agent(Agent),
+    /// Run the server: API, coordinator, relay and STUN on one port
+    Server(Server),
+    /// Try it all: a server and an agent in a temporary folder, and a shell through the tunnel
+    Quickstart(Quickstart),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Columns for people
+    #[value(alias = "table")]
+    Text,
+    /// One JSON document
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Login {
+    /// URL of the deployment
+    #[arg(value_name = "URL")]
+    pub(super) address: Option<String>,
+    /// Store the given token itself instead of a new one made with it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) use_token_as_session: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Search query
+    #[arg(long, default_value = "owner:me")]
+    pub(super) search: String,
+    /// Every workspace that you may see
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Name of the new workspace
+    pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Users {
+    #[command(subcommand)]
+    pub(super) command: UsersCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum UsersCommand {
+    /// Make a user and print a token once
+    Create {
+        /// Name of the new user
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ssh {
+    /// [OWNER/]WORKSPACE[.AGENT]
+    pub(super) workspace: String,
+    /// Command to run instead of a shell
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<String>,
+    /// Pass the agent's SSH bytes between standard input and output: for OpenSSH's ProxyCommand
+    #[arg(long, env = "CODER_SSH_STDIO", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) stdio: bool,
+    /// Ask for a terminal also for a command
+    #[arg(short, long, env = "CODER_SSH_TTY", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) tty: bool,
+    /// Environment variable NAME=VALUE of the session; may be repeated
+    #[arg(short, long, env = "CODER_SSH_ENV", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub(super) env: Vec<String>,
+    /// Prefix that is cut from the workspace argument
+    #[arg(long, env = "CODER_SSH_SSH_HOST_PREFIX", value_name = "PREFIX")]
+    pub(super) ssh_host_prefix: Option<String>,
+    /// Suffix that is cut from the workspace argument, without its dot
+    #[arg(long, env = "CODER_SSH_HOSTNAME_SUFFIX", value_name = "SUFFIX")]
+    pub(super) hostname_suffix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ping {
+    /// [OWNER/]WORKSPACE[.AGENT]
+    pub(super) workspace: String,
+    /// Time between two pings
+    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION")]
+    pub(super) wait: Duration,
+    /// Time until a ping counts as lost
+    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION")]
+    pub(super) timeout: Duration,
+    /// How many pings; 0 goes on until interrupted
+    #[arg(short, long, default_value = "0", value_name = "COUNT")]
+    pub(super) num: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Version {
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// URL of the deployment as seen from the workspace
+    #[arg(long, env = "CODER_AGENT_URL", value_name = "URL")]
+    pub(super) agent_url: Option<String>,
+    /// The agent's token
+    #[arg(long, env = "CODER_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(super) agent_token: Option<Secret>,
+    /// File that holds the agent's token
+    #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
+    pub(super) agent_token_file: Option<PathBuf>,
+    /// UDP port of the tunnel; 0 takes any
+    #[arg(long, env = "CODER_AGENT_TAILNET_LISTEN_PORT", default_value = "0", value_name = "PORT")]
+    pub(super) tailnet_listen_port: u16,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub(super) exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Server {
+    /// Address to listen on
+    #[arg(long, env = "CODER_HTTP_ADDRESS", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
+    pub(super) http_address: SocketAddr,
+    /// URL under which users and agents reach the server; by default the HTTP address
+    #[arg(long, env = "CODER_ACCESS_URL", value_name = "URL")]
+    pub(super) access_url: Option<String>,
+    /// Folder of the database and the first user's token
+    #[arg(long, env = "CODER_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// UDP address of the STUN server; by default the HTTP address
+    #[arg(long, env = "CODER_STUN_ADDRESS", value_name = "ADDRESS")]
+    pub(super) stun_address: Option<SocketAddr>,
+    /// Let agents and users reach each other through relays only
+    #[arg(long, env = "CODER_BLOCK_DIRECT", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) block_direct_connections: bool,
+    /// Make agents and users reach the relay by WebSocket
+    #[arg(long, env = "CODER_DERP_FORCE_WEBSOCKETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) derp_force_websockets: bool,
+    /// On loopback, with a workspace named dev whose agent runs beside the server
+    #[arg(long)]
+    pub(super) dev: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Quickstart {
+    /// Command to run in the workspace instead of a shell
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<String>,
+}
+
+/// One line for a command line that cannot be read. `unknown flag: --name` is what editors look for.
+pub(super) fn explain(error: &clap::Error) -> String {
+    let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let flag = context(ContextKind::InvalidArg);
+    match error.kind() {
+        ErrorKind::UnknownArgument if flag.starts_with('-') => format!("unknown flag: {flag}"),
+        ErrorKind::UnknownArgument => format!("unexpected argument {flag:?}"),
+        ErrorKind::InvalidSubcommand => format!("unrecognized subcommand {:?}", context(ContextKind::InvalidSubcommand)),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "expected a command".to_owned(),
+        _ => {
+            let text = error.to_string();
+            let lines = text.lines().take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more"));
+            let line = lines.map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+            line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_after_the_command() {
+        for line in [
+            "coder --global-config /d -v ssh dev",
+            "coder ssh dev -v --global-config /d",
+            "coder ssh --verbose=true --global-config=/d dev",
+        ] {
+            let cli = parse(line).unwrap();
+            assert!(cli.global.verbose, "{line}");
+            assert_eq!(cli.global.global_config, Some("/d".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_after_two_dashes_keeps_its_flags() {
+        let Command::Ssh(ssh) = parse("coder ssh dev -- ls -la --color").unwrap().command else { panic!("not ssh") };
+        assert_eq!((ssh.workspace.as_str(), ssh.command.join(" ").as_str()), ("dev", "ls -la --color"));
+    }
+
+    #[test]
+    fn an_unknown_flag_is_named_in_the_words_that_editors_look_for() {
+        assert_eq!(explain(&parse("coder version --output2 json").unwrap_err()), "unknown flag: --output2");
+        assert_eq!(explain(&parse("coder nope").unwrap_err()), "unrecognized subcommand \"nope\"");
+        assert!(!explain(&parse("coder ping dev --wait 5").unwrap_err()).contains('\n'));
+    }
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        assert_eq!(go_duration("1h2m3.5s"), Ok(Duration::from_millis(3_723_500)));
+        assert_eq!(go_duration("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(go_duration("5"), Err("missing unit in duration \"5\"".to_owned()));
+        assert!(go_duration("").is_err() && go_duration("1x").is_err());
+    }
+
+    #[test]
+    fn no_secret_shows_when_the_command_line_is_printed() {
+        let cli = parse("coder --token hunter2-hunter2 agent --agent-token hunter2").unwrap();
+        assert!(!format!("{cli:?}").contains("hunter2"));
+    }
+}

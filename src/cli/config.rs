@@ -1,0 +1,119 @@
+//! The configuration folder (`cli.md` §1.3): `url` and `session`, one plain value a file.
+
+use anyhow::{Context as _, bail};
+use etcetera::BaseStrategy as _;
+use std::{
+    fmt, fs,
+    io::{ErrorKind, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// A session or agent token. Shown only by [`Secret::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(String);
+
+impl Secret {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The token itself, for a header or a 0600 file.
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self::new(text.trim()))
+    }
+}
+
+/// A configuration folder, which need not exist.
+#[derive(Debug, Clone)]
+pub(super) struct ConfigDir(PathBuf);
+
+impl ConfigDir {
+    /// The folder that was asked for, or the user's `coderv2`.
+    pub(super) fn open(chosen: Option<&Path>) -> anyhow::Result<Self> {
+        if let Some(dir) = chosen {
+            return Ok(Self(dir.to_owned()));
+        }
+        let strategy = etcetera::choose_base_strategy().context("no home folder is known: set HOME or pass --global-config")?;
+        Ok(Self(strategy.config_dir().join("coderv2")))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let path = self.0.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned()).filter(|t| !t.is_empty())),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => bail!("cannot read {}: {e}", path.display()),
+        }
+    }
+
+    /// Replaces a file in one step: a reader sees the old value or the new one.
+    fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let dir = &self.0;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        let mut file = tempfile::NamedTempFile::new_in(dir).with_context(|| format!("cannot write in {}", dir.display()))?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(value.as_bytes())?;
+        file.persist(dir.join(name)).with_context(|| format!("cannot write {}", dir.join(name).display()))?;
+        Ok(())
+    }
+
+    pub(super) fn url(&self) -> anyhow::Result<Option<String>> {
+        self.read("url")
+    }
+
+    pub(super) fn session(&self) -> anyhow::Result<Option<Secret>> {
+        Ok(self.read("session")?.map(Secret))
+    }
+
+    /// Stores a login.
+    pub(super) fn store(&self, url: &str, session: &Secret) -> anyhow::Result<()> {
+        self.write("session", session.expose())?;
+        self.write("url", url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_stored_for_the_owner_alone_and_read_trimmed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ConfigDir::open(Some(&dir.path().join("sub"))).unwrap();
+        assert_eq!(config.url().unwrap(), None);
+        config.store("http://localhost:3000", &Secret::new("abc-def")).unwrap();
+        assert_eq!(config.session().unwrap(), Some(Secret::new("abc-def")));
+        let mode = |name: &str| fs::metadata(config.path().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("url"), mode("session")), (0o600, 0o600));
+        fs::write(config.path().join("url"), " http://example.com \n").unwrap();
+        assert_eq!(config.url().unwrap().as_deref(), Some("http://example.com"));
+    }
+
+    #[test]
+    fn a_token_never_shows_in_debug_output() {
+        assert_eq!(format!("{:?}", Secret::new("sekret")), "Secret(..)");
+    }
+}

@@ -1,0 +1,60 @@
+//! Ends of a process that come from outside: its parent's death and signals.
+
+use rustix::process::{Signal, getppid};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Asks the kernel to send SIGTERM when the parent ends, and reports whether it ended while we asked.
+///
+/// Call it first thing on the main thread. The signal follows the parent's *thread* that made this process. Where the
+/// facility is missing (not Linux) the closing of standard input still ends a ProxyCommand.
+#[must_use]
+pub fn end_with_parent() -> bool {
+    let parent = getppid();
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    parent != getppid()
+}
+
+/// A signal that asks the process to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndSignal {
+    /// SIGINT
+    Interrupt,
+    /// SIGTERM
+    Terminate,
+    /// SIGHUP
+    HangUp,
+}
+
+/// The signals that ask a command to end, as one stream.
+#[derive(Debug)]
+pub struct EndSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl EndSignals {
+    /// Takes over SIGINT, SIGTERM and SIGHUP for the rest of the process's life.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    pub fn open() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next of them.
+    ///
+    /// # Cancel safety
+    /// Safe: a signal that arrives meanwhile is reported by the next call.
+    pub async fn next(&mut self) -> EndSignal {
+        tokio::select! {
+            _ = self.interrupt.recv() => EndSignal::Interrupt,
+            _ = self.terminate.recv() => EndSignal::Terminate,
+            _ = self.hang_up.recv() => EndSignal::HangUp,
+        }
+    }
+}
