@@ -3,4 +3,5 @@
 mod args;
 mod config;
 mod output;
+mod ssh;
 mod target;

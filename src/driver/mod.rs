@@ -2,4 +2,5 @@
 
 pub mod process;
 pub mod stdio;
+pub mod terminal;
 pub mod websocket;

@@ -24,19 +24,26 @@ enum Fd {
     Socket(AsyncFd<OwnedFd>),
 }
 
+#[expect(unsafe_code, reason = "tokio offers no safe call for a descriptor that is known to be owned")]
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` gives the same open descriptor on every `as_raw_fd` until it is dropped, and nothing below
+    // takes it out of the `AsyncFd` or closes it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
 impl Fd {
     fn open(fd: BorrowedFd<'_>, number: u8, flags: OFlags, interest: Interest) -> Option<Self> {
         match FileType::from_raw_mode(rustix::fs::fstat(fd).ok()?.st_mode) {
             FileType::Socket => {
                 let socket = rustix::io::fcntl_dupfd_cloexec(fd, 3).ok()?;
-                AsyncFd::with_interest(socket, interest).ok().map(Self::Socket)
+                register(socket, interest).ok().map(Self::Socket)
             }
             FileType::Fifo | FileType::CharacterDevice => {
                 let path = format!("/proc/self/fd/{number}");
                 let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
                 let own = rustix::fs::open(path, flags, Mode::empty()).ok()?;
                 // A device that cannot be polled (/dev/null) is refused here.
-                AsyncFd::with_interest(own, interest).ok().map(Self::Own)
+                register(own, interest).ok().map(Self::Own)
             }
             _ => None,
         }

@@ -1,0 +1,261 @@
+//! One SSH session over the tunnel: a shell or a command, its three streams, its end.
+
+use crate::driver::{
+    stdio::{Stdin, Stdout},
+    terminal::{Resizes, Size},
+};
+use anyhow::{Context as _, bail};
+use russh::{
+    ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig,
+    client::{self, Handle, Msg},
+};
+use std::{borrow::Cow, sync::Arc, time::Duration};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// How long the agent's SSH server may take for the key exchange and to open the session.
+const SETUP_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of output that the agent may send before we have taken them: enough for a fast link of 100 ms.
+const WINDOW: u32 = 4 << 20;
+
+/// What is asked of the agent.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    /// The command, or the login shell.
+    pub(super) command: Option<String>,
+    /// A terminal of this size and kind.
+    pub(super) terminal: Option<(Size, String)>,
+    /// Environment variables of the session.
+    pub(super) env: Vec<(String, String)>,
+}
+
+/// How the session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// With the command's exit status.
+    Status(u32),
+    /// The command was killed by the signal of this number.
+    Signal(i32),
+    /// The connection went away.
+    Lost,
+}
+
+impl Ending {
+    /// The exit code as a shell reports it; 255 is what OpenSSH returns for a lost connection.
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Status(status) => u8::try_from(status & 0xff).unwrap_or(u8::MAX),
+            Self::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
+            Self::Lost => 255,
+        }
+    }
+}
+
+/// The local ends of the session.
+pub(super) struct Local {
+    pub(super) stdin: Stdin,
+    pub(super) stdout: Stdout,
+    pub(super) stderr: Stdout,
+    /// Present with a terminal.
+    pub(super) resizes: Option<Resizes>,
+}
+
+struct Client;
+
+impl client::Handler for Client {
+    type Error = russh::Error;
+
+    /// WireGuard has proved that the other end is the agent that the server named; the host key adds nothing.
+    async fn check_server_key(&mut self, _key: &russh::keys::PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+}
+
+/// An SSH connection with one open session channel, ready for [`Session::run`].
+pub(super) struct Session {
+    /// Keeps the connection alive.
+    connection: Handle<Client>,
+    read: ChannelReadHalf,
+    write: ChannelWriteHalf<Msg>,
+}
+
+impl Session {
+    /// Greets the agent's SSH server and opens a session.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer in time.
+    pub(super) async fn open<S>(stream: S) -> anyhow::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = client::Config {
+            window_size: WINDOW,
+            maximum_packet_size: 32 * 1024,
+            nodelay: true,
+            preferred: russh::Preferred { kex: Cow::Borrowed(&[russh::kex::CURVE25519]), ..russh::Preferred::DEFAULT },
+            ..client::Config::default()
+        };
+        let open = async {
+            let mut connection = client::connect_stream(Arc::new(config), stream, Client).await?;
+            if !connection.authenticate_none("coder").await?.success() {
+                bail!("the agent's SSH server asks for a password or key, which no Coder agent does");
+            }
+            let (read, write) = connection.channel_open_session().await?.split();
+            Ok(Self { connection, read, write })
+        };
+        tokio::time::timeout(SETUP_LIMIT, open)
+            .await
+            .with_context(|| format!("the agent's SSH server did not answer within {} s", SETUP_LIMIT.as_secs()))?
+            .context("the agent's SSH server ended the connection during the greeting")
+    }
+
+    /// Runs the request to its end and passes all output on first.
+    ///
+    /// # Errors
+    /// When the request is refused or standard output cannot be written.
+    pub(super) async fn run(mut self, request: Request, local: Local) -> anyhow::Result<Ending> {
+        for (name, value) in &request.env {
+            self.write.set_env(false, name, value).await?;
+        }
+        let has_terminal = request.terminal.is_some();
+        if let Some((size, term)) = &request.terminal {
+            self.write.request_pty(true, term, size.columns, size.rows, 0, 0, &[]).await?;
+            self.expect_success("a terminal").await?;
+        }
+        match &request.command {
+            Some(command) => self.write.exec(true, command.as_bytes()).await?,
+            None => self.write.request_shell(true).await?,
+        }
+        self.expect_success(if request.command.is_some() { "to run the command" } else { "a shell" }).await?;
+
+        let Local { stdin, stdout, stderr, resizes } = local;
+        let Self { connection, read, write } = self;
+        let ending = tokio::select! {
+            ending = pass_output(read, stdout, stderr) => ending?,
+            never = pass_input(&write, stdin, resizes, has_terminal) => match never? {},
+        };
+        // The agent learns at once that nothing more comes; whether it hears of it changes nothing for the user.
+        let _ = tokio::time::timeout(Duration::from_millis(500), connection.disconnect(russh::Disconnect::ByApplication, "", ""))
+            .await;
+        Ok(ending)
+    }
+
+    async fn expect_success(&mut self, what: &str) -> anyhow::Result<()> {
+        let answer = async {
+            loop {
+                match self.read.wait().await {
+                    Some(ChannelMsg::Success) => return Ok(()),
+                    Some(ChannelMsg::WindowAdjusted { .. }) => {}
+                    Some(ChannelMsg::Failure) => bail!("the agent refused {what}"),
+                    Some(_) | None => bail!("the agent ended the session when asked for {what}"),
+                }
+            }
+        };
+        tokio::time::timeout(SETUP_LIMIT, answer)
+            .await
+            .with_context(|| format!("the agent did not answer when asked for {what}"))?
+    }
+}
+
+/// Passes both output streams on until the channel is closed.
+async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stderr: Stdout) -> anyhow::Result<Ending> {
+    let mut ending = Ending::Lost;
+    loop {
+        match channel.wait().await {
+            Some(ChannelMsg::Data { data }) => stdout.write_all(&data).await.context("cannot write to standard output")?,
+            // A closed standard error is nobody's problem.
+            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => drop(stderr.write_all(&data).await),
+            Some(ChannelMsg::ExitStatus { exit_status }) => ending = Ending::Status(exit_status),
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => ending = Ending::Signal(signal_number(&signal_name)),
+            Some(ChannelMsg::Close) | None => break,
+            Some(_) => {}
+        }
+    }
+    stdout.flush().await.context("cannot write to standard output")?;
+    drop(stderr.flush().await);
+    Ok(ending)
+}
+
+enum Never {}
+
+/// Passes input, its end and the terminal's size on. Ends only by an error of the connection.
+async fn pass_input(
+    channel: &ChannelWriteHalf<Msg>,
+    mut stdin: Stdin,
+    mut resizes: Option<Resizes>,
+    has_terminal: bool,
+) -> anyhow::Result<Never> {
+    let mut buf = vec![0; 32 * 1024];
+    let mut open = true;
+    loop {
+        tokio::select! {
+            got = stdin.read(&mut buf), if open => {
+                // An unreadable standard input (a terminal that hung up) ends the input, not the session.
+                let n = got.unwrap_or(0);
+                match buf.get(..n) {
+                    Some(bytes) if n > 0 => {
+                        // A failed write means that the connection ends; the output side says how.
+                        if channel.data(bytes).await.is_err() {
+                            open = false;
+                        }
+                    }
+                    _ => {
+                        open = false;
+                        let _ = channel.eof().await;
+                    }
+                }
+            }
+            size = next_size(&mut resizes), if has_terminal => {
+                let _ = channel.window_change(size.columns, size.rows, 0, 0).await;
+            }
+            // Both sources are exhausted: the output side decides when the session ends.
+            else => std::future::pending().await,
+        }
+    }
+}
+
+async fn next_size(resizes: &mut Option<Resizes>) -> Size {
+    match resizes {
+        Some(resizes) => resizes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The number of a signal name of RFC 4254 §6.10 on Linux.
+fn signal_number(signal: &Sig) -> i32 {
+    match signal {
+        Sig::HUP => 1,
+        Sig::INT => 2,
+        Sig::QUIT => 3,
+        Sig::ILL => 4,
+        Sig::ABRT => 6,
+        Sig::FPE => 8,
+        Sig::KILL => 9,
+        Sig::USR1 => 10,
+        Sig::SEGV => 11,
+        Sig::PIPE => 13,
+        Sig::ALRM => 14,
+        Sig::TERM => 15,
+        Sig::Custom(name) => match name.as_str() {
+            "TRAP" => 5,
+            "BUS" => 7,
+            "USR2" => 12,
+            "XCPU" => 24,
+            "XFSZ" => 25,
+            "SYS" => 31,
+            _ => 0,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(Ending::Status(7).exit_code(), 7);
+        assert_eq!(Ending::Signal(signal_number(&Sig::KILL)).exit_code(), 137);
+        assert_eq!(Ending::Lost.exit_code(), 255);
+        assert_eq!(Ending::Status(256 + 3).exit_code(), 3);
+    }
+}

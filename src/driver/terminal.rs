@@ -1,0 +1,95 @@
+//! The user's terminal: raw mode that always ends, and its size.
+
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use std::{fmt, io};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Columns and rows of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Columns
+    pub columns: u32,
+    /// Rows
+    pub rows: u32,
+}
+
+/// Which standard streams are terminals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminals {
+    /// Standard input
+    pub input: bool,
+    /// Standard output
+    pub output: bool,
+}
+
+impl Terminals {
+    /// Looks at the standard streams of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self { input: isatty(io::stdin()), output: isatty(io::stdout()) }
+    }
+}
+
+/// The size of the terminal behind standard input or output; 80 × 24 where there is none or it does not know.
+#[must_use]
+pub fn size() -> Size {
+    let known = [tcgetwinsize(io::stdout()), tcgetwinsize(io::stdin())].into_iter().flatten();
+    known
+        .map(|s| Size { columns: s.ws_col.into(), rows: s.ws_row.into() })
+        .find(|s| s.columns > 0 && s.rows > 0)
+        .unwrap_or(Size { columns: 80, rows: 24 })
+}
+
+/// The terminal behind standard input in raw mode. Its old mode comes back when this is dropped, also by a panic.
+pub struct RawMode(Termios);
+
+impl RawMode {
+    /// Turns raw mode on.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn enter() -> io::Result<Self> {
+        let old = tcgetattr(io::stdin())?;
+        let mut raw = old.clone();
+        raw.make_raw();
+        tcsetattr(io::stdin(), OptionalActions::Drain, &raw)?;
+        Ok(Self(old))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}
+
+impl fmt::Debug for RawMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RawMode")
+    }
+}
+
+/// News of the terminal's size.
+#[derive(Debug)]
+pub struct Resizes(Signal);
+
+impl Resizes {
+    /// Starts listening to SIGWINCH.
+    ///
+    /// # Errors
+    /// When the signal handler cannot be installed.
+    pub fn open() -> io::Result<Self> {
+        signal(SignalKind::window_change()).map(Self)
+    }
+
+    /// Waits for the next change.
+    ///
+    /// # Cancel safety
+    /// Safe: a change that comes meanwhile is reported by the next call.
+    pub async fn next(&mut self) -> Size {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        size()
+    }
+}
