@@ -1,0 +1,496 @@
+//! Which peers there are and from when to when WireGuard knows them (`coordination.md` §13).
+//!
+//! A peer appears with its NODE. One that we asked a tunnel to (a *destination*) is programmed when it is ready for a
+//! handshake or five seconds after its NODE; one that came to us at once. LOST keeps it for fifteen minutes after its
+//! last handshake, DISCONNECTED ends it, another node key makes it another peer at the same addresses.
+
+use crate::{
+    base::{Deadline, DiscoKey, Instant, NodeKey, PeerIx, RegionId, Via},
+    wire::coord::tailnet,
+};
+use rustc_hash::FxHashMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// How long a destination may stay silent before we start the handshake unasked. Equal to the Go client's.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a lost peer is kept after its last handshake. Equal to the Go client's.
+const LOST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Peers of one node; more are ignored. Bounds what a coordinator can make us hold.
+pub(super) const MAX_PEERS: usize = 16_384;
+/// Addresses, and endpoints, taken from one announcement.
+const MAX_LISTED: usize = 256;
+/// Ready notices remembered for peers that have no NODE yet.
+const MAX_EARLY: usize = 1_024;
+
+/// What a NODE says of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) key: NodeKey,
+    pub(super) disco: DiscoKey,
+    pub(super) home: RegionId,
+    pub(super) addresses: Vec<Ipv6Addr>,
+    pub(super) endpoints: Vec<SocketAddr>,
+}
+
+/// Why a NODE is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// A key, a prefix or the region cannot be read.
+    Malformed,
+    /// It has no home relay yet: normal, another one follows.
+    NoHome,
+}
+
+impl Facts {
+    pub(super) fn parse(node: &tailnet::Node) -> Result<Self, Unusable> {
+        if node.preferred_derp == 0 {
+            return Err(Unusable::NoHome);
+        }
+        let home = RegionId::try_from(i64::from(node.preferred_derp)).map_err(|_| Unusable::Malformed)?;
+        let key = NodeKey::from_binary(&node.key).map_err(|_| Unusable::Malformed)?;
+        let disco = node.disco.parse::<DiscoKey>().map_err(|_| Unusable::Malformed)?;
+        let mut addresses: Vec<Ipv6Addr> = Vec::new();
+        for text in node.allowed_ips.iter().take(MAX_LISTED) {
+            let (address, bits) = text.split_once('/').ok_or(Unusable::Malformed)?;
+            let address = address.parse::<IpAddr>().map_err(|_| Unusable::Malformed)?;
+            // Coder's nodes are single IPv6 addresses; a wider prefix would let one peer speak for others.
+            if let (IpAddr::V6(address), "128") = (address, bits)
+                && !addresses.contains(&address)
+            {
+                addresses.push(address);
+            }
+        }
+        let endpoints = node.endpoints.iter().take(MAX_LISTED).filter_map(|text| text.parse().ok()).collect();
+        Ok(Self { key, disco, home, addresses, endpoints })
+    }
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) id: Uuid,
+    pub(super) facts: Facts,
+    pub(super) programmed: bool,
+    /// The way its last handshake initiation came: the answer goes back that way too.
+    pub(super) initiated_via: Option<Via>,
+    gate: Option<Instant>,
+    lost: Option<Instant>,
+    /// When the LOST timer looks again.
+    lost_check: Option<Instant>,
+}
+
+/// What follows from an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Tell the engines of this peer for the first time.
+    Program(PeerIx),
+    /// Its endpoints, home or disco key may be others.
+    Update(PeerIx),
+    /// It is known and waits for its gate.
+    Wait(PeerIx),
+    /// Take it out of every engine.
+    Remove(PeerIx, Gone),
+}
+
+/// Why a peer is taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// It said goodbye or the tunnel was taken back.
+    Disconnected,
+    /// It is lost for long and silent.
+    Lost,
+    /// Another node key announced itself under the same id: the process is another one.
+    Restarted,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    slots: BTreeMap<PeerIx, Peer>,
+    by_id: BTreeMap<Uuid, PeerIx>,
+    by_address: FxHashMap<Ipv6Addr, PeerIx>,
+    by_key: FxHashMap<NodeKey, PeerIx>,
+    destinations: BTreeSet<Uuid>,
+    /// When each peer last said that it is ready.
+    ready: BTreeMap<Uuid, Instant>,
+    next: u32,
+}
+
+impl Peers {
+    pub(super) fn get(&self, ix: PeerIx) -> Option<&Peer> {
+        self.slots.get(&ix)
+    }
+
+    pub(super) fn get_mut(&mut self, ix: PeerIx) -> Option<&mut Peer> {
+        self.slots.get_mut(&ix)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerIx, &Peer)> {
+        self.slots.iter().map(|(ix, peer)| (*ix, peer))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The programmed peer that owns an overlay address.
+    pub(super) fn at(&self, address: &Ipv6Addr) -> Option<PeerIx> {
+        self.by_address.get(address).copied()
+    }
+
+    pub(super) fn by_id(&self, id: Uuid) -> Option<PeerIx> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(super) fn by_key(&self, key: &NodeKey) -> Option<PeerIx> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(super) fn is_destination(&self, id: Uuid) -> bool {
+        self.destinations.contains(&id)
+    }
+
+    pub(super) fn add_destination(&mut self, id: Uuid) {
+        self.destinations.insert(id);
+    }
+
+    pub(super) fn remove_destination(&mut self, id: Uuid) {
+        self.destinations.remove(&id);
+    }
+
+    /// Whether a peer that we asked for has said that it takes handshakes.
+    pub(super) fn is_ready_destination(&self, id: Uuid) -> bool {
+        self.destinations.contains(&id) && self.ready.contains_key(&id)
+    }
+
+    /// A NODE came. The changes are carried out in order; a restart is a removal and then an addition.
+    pub(super) fn handle_node(&mut self, now: Instant, id: Uuid, facts: Facts) -> [Option<Change>; 2] {
+        let mut removed = None;
+        if let Some(ix) = self.by_id(id) {
+            if self.get(ix).is_some_and(|peer| peer.facts.key == facts.key) {
+                return [Some(self.refresh(now, ix, facts)), None];
+            }
+            removed = Some(Change::Remove(ix, Gone::Restarted));
+            // What the old process said does not count for the new one, unless the notice ran ahead of the NODE.
+            if self.ready.get(&id).is_some_and(|at| now - *at > READY_TIMEOUT) {
+                self.ready.remove(&id);
+            }
+            self.forget(ix);
+        }
+        if let Some(ix) = self.by_key(&facts.key) {
+            // The same process under a new id: its control connection broke and the coordinator gave it another one.
+            let Some(peer) = self.slots.get_mut(&ix) else { return [removed, None] };
+            if peer.lost.is_none() && peer.facts.addresses != facts.addresses {
+                return [removed, None];
+            }
+            let old = std::mem::replace(&mut peer.id, id);
+            self.by_id.remove(&old);
+            self.by_id.insert(id, ix);
+            return [removed, Some(self.refresh(now, ix, facts))];
+        }
+        if self.slots.len() >= MAX_PEERS {
+            return [removed, None];
+        }
+        let ix = self.free_slot();
+        let waits = self.destinations.contains(&id) && !self.ready.contains_key(&id);
+        self.by_id.insert(id, ix);
+        self.by_key.insert(facts.key, ix);
+        let gate = waits.then(|| now + READY_TIMEOUT);
+        let peer = Peer { id, facts, programmed: false, initiated_via: None, gate, lost: None, lost_check: None };
+        self.slots.insert(ix, peer);
+        let added = if waits { Change::Wait(ix) } else { self.program(ix) };
+        [removed, Some(added)]
+    }
+
+    fn refresh(&mut self, now: Instant, ix: PeerIx, facts: Facts) -> Change {
+        let Some(peer) = self.slots.get_mut(&ix) else { return Change::Wait(ix) };
+        peer.lost = None;
+        peer.lost_check = None;
+        let old = std::mem::replace(&mut peer.facts, facts);
+        if !peer.programmed {
+            peer.gate = Some(now + READY_TIMEOUT);
+            return Change::Wait(ix);
+        }
+        if old.addresses != peer.facts.addresses {
+            self.disown(ix, &old.addresses);
+            self.own(ix);
+        }
+        Change::Update(ix)
+    }
+
+    /// The peer says that it takes handshakes; may come before its NODE.
+    pub(super) fn handle_ready(&mut self, now: Instant, id: Uuid) -> Option<Change> {
+        if self.by_id.contains_key(&id) || self.destinations.contains(&id) || self.ready.len() < MAX_EARLY {
+            self.ready.insert(id, now);
+        }
+        let ix = self.by_id(id)?;
+        let waits = self.get(ix).is_some_and(|peer| !peer.programmed);
+        Some(if waits { self.program(ix) } else { Change::Update(ix) })
+    }
+
+    pub(super) fn handle_lost(&mut self, now: Instant, id: Uuid) -> bool {
+        let Some(peer) = self.by_id(id).and_then(|ix| self.slots.get_mut(&ix)) else { return false };
+        if peer.lost.is_none() {
+            peer.lost = Some(now);
+            peer.lost_check = Some(now + LOST_TIMEOUT);
+            // The next process under this id speaks for itself.
+            self.ready.remove(&id);
+            return true;
+        }
+        false
+    }
+
+    /// The coordinator is gone: every peer goes on working and is lost until it is announced again.
+    pub(super) fn handle_all_lost(&mut self, now: Instant) {
+        let ids: Vec<Uuid> = self.by_id.keys().copied().collect();
+        for id in ids {
+            self.handle_lost(now, id);
+        }
+    }
+
+    pub(super) fn handle_disconnected(&mut self, id: Uuid) -> Option<Change> {
+        self.ready.remove(&id);
+        let ix = self.by_id(id)?;
+        self.forget(ix);
+        Some(Change::Remove(ix, Gone::Disconnected))
+    }
+
+    /// Gates that opened by themselves and lost peers that stayed silent.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        last_handshake: impl Fn(PeerIx) -> Option<Instant>,
+        changes: &mut Vec<Change>,
+    ) {
+        let due: Vec<PeerIx> = self
+            .slots
+            .iter()
+            .filter(|(_, p)| [p.gate, p.lost_check].into_iter().flatten().any(|at| at <= now))
+            .map(|(ix, _)| *ix)
+            .collect();
+        for ix in due {
+            if self.get(ix).is_some_and(|p| p.gate.is_some_and(|at| at <= now)) {
+                changes.push(self.program(ix));
+            }
+            let Some(peer) = self.slots.get_mut(&ix) else { continue };
+            let (Some(lost), Some(check)) = (peer.lost, peer.lost_check) else { continue };
+            if check > now {
+                continue;
+            }
+            let until = last_handshake(ix).map_or(lost, |at| at.max(lost)) + LOST_TIMEOUT;
+            if until > now {
+                peer.lost_check = Some(until);
+            } else {
+                self.forget(ix);
+                changes.push(Change::Remove(ix, Gone::Lost));
+            }
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Deadline> {
+        let gate = self.slots.values().filter_map(|p| p.gate).min().map(|at| Deadline { at, why: "ready for handshake" });
+        let lost = self.slots.values().filter_map(|p| p.lost_check).min().map(|at| Deadline { at, why: "lost peer" });
+        Deadline::earliest(gate, lost)
+    }
+
+    fn program(&mut self, ix: PeerIx) -> Change {
+        if let Some(peer) = self.slots.get_mut(&ix) {
+            peer.gate = None;
+            peer.programmed = true;
+        }
+        self.own(ix);
+        Change::Program(ix)
+    }
+
+    /// Takes the peer's addresses, but for those of another peer that is not lost: nobody speaks for a live peer.
+    fn own(&mut self, ix: PeerIx) {
+        let Some(peer) = self.slots.get(&ix) else { return };
+        for address in &peer.facts.addresses {
+            let owner = self.by_address.get(address).and_then(|owner| self.slots.get(owner));
+            if owner.is_none_or(|owner| owner.lost.is_some()) {
+                self.by_address.insert(*address, ix);
+            }
+        }
+    }
+
+    /// Gives addresses up, to another peer that lists them if there is one.
+    fn disown(&mut self, ix: PeerIx, addresses: &[Ipv6Addr]) {
+        for address in addresses {
+            if self.by_address.get(address) != Some(&ix) {
+                continue;
+            }
+            self.by_address.remove(address);
+            let heir = self.slots.iter().find(|(_, p)| p.programmed && p.facts.addresses.contains(address));
+            if let Some((heir, _)) = heir {
+                self.by_address.insert(*address, *heir);
+            }
+        }
+    }
+
+    fn forget(&mut self, ix: PeerIx) {
+        let Some(peer) = self.slots.remove(&ix) else { return };
+        self.by_id.remove(&peer.id);
+        self.by_key.remove(&peer.facts.key);
+        self.disown(ix, &peer.facts.addresses);
+    }
+
+    /// The next slot number that is free. Numbers are reused late, so that late packets of a removed peer miss.
+    fn free_slot(&mut self) -> PeerIx {
+        loop {
+            let ix = PeerIx(self.next);
+            self.next = (self.next + 1) % SLOTS;
+            if !self.slots.contains_key(&ix) {
+                return ix;
+            }
+        }
+    }
+}
+
+/// A peer's slot number has 24 bits; a quarter of them is never in use at once.
+const SLOTS: u32 = 1 << 24;
+const _: () = assert!(MAX_PEERS < (SLOTS as usize) / 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{DiscoSecret, NodeSecret, Rng, agent_addresses};
+
+    const fn secs(n: u64) -> Instant {
+        Instant::from_nanos(n * 1_000_000_000)
+    }
+
+    fn facts(seed: u64) -> Facts {
+        let mut rng = Rng::from_u64(seed);
+        Facts {
+            key: NodeSecret::generate(&mut rng).public(),
+            disco: DiscoSecret::generate(&mut rng).public(),
+            home: RegionId::new(999).unwrap(),
+            addresses: agent_addresses(Uuid::from_u128(1)).to_vec(),
+            endpoints: Vec::new(),
+        }
+    }
+
+    const ID: Uuid = Uuid::from_u128(1);
+
+    #[test]
+    fn a_peer_that_came_to_us_is_programmed_at_once() {
+        let mut peers = Peers::default();
+        let [_, change] = peers.handle_node(secs(0), ID, facts(1));
+        let Some(Change::Program(ix)) = change else { panic!("{change:?}") };
+        assert_eq!(peers.at(&agent_addresses(ID)[1]), Some(ix));
+    }
+
+    #[test]
+    fn a_destination_waits_for_ready_or_five_seconds_after_its_last_node() {
+        let mut peers = Peers::default();
+        peers.add_destination(ID);
+        assert!(matches!(peers.handle_node(secs(0), ID, facts(1))[1], Some(Change::Wait(_))));
+        assert_eq!(peers.at(&agent_addresses(ID)[0]), None);
+        peers.handle_node(secs(3), ID, facts(1));
+        assert_eq!(peers.poll_timeout().map(|d| d.at), Some(secs(8)));
+        let mut changes = Vec::new();
+        peers.handle_timeout(secs(7), |_| None, &mut changes);
+        assert!(changes.is_empty());
+        peers.handle_timeout(secs(8), |_| None, &mut changes);
+        assert!(matches!(changes[..], [Change::Program(_)]));
+        assert_eq!(peers.poll_timeout(), None);
+    }
+
+    #[test]
+    fn ready_may_come_before_the_node_and_opens_the_gate() {
+        let mut peers = Peers::default();
+        peers.add_destination(ID);
+        assert_eq!(peers.handle_ready(secs(0), ID), None);
+        assert!(matches!(peers.handle_node(secs(1), ID, facts(1))[1], Some(Change::Program(_))));
+    }
+
+    #[test]
+    fn another_key_is_another_peer_that_must_be_ready_itself() {
+        let mut peers = Peers::default();
+        peers.add_destination(ID);
+        peers.handle_ready(secs(0), ID);
+        peers.handle_node(secs(0), ID, facts(1));
+        let old = peers.by_id(ID).unwrap();
+        let [removed, added] = peers.handle_node(secs(60), ID, facts(2));
+        assert_eq!(removed, Some(Change::Remove(old, Gone::Restarted)));
+        assert!(matches!(added, Some(Change::Wait(new)) if new != old));
+        assert_eq!(peers.at(&agent_addresses(ID)[0]), None);
+    }
+
+    #[test]
+    fn equal_news_resets_nothing() {
+        let mut peers = Peers::default();
+        peers.handle_node(secs(0), ID, facts(1));
+        let ix = peers.by_id(ID).unwrap();
+        assert_eq!(peers.handle_node(secs(1), ID, facts(1)), [Some(Change::Update(ix)), None]);
+    }
+
+    #[test]
+    fn a_lost_peer_lives_fifteen_minutes_after_its_last_handshake() {
+        let mut peers = Peers::default();
+        peers.handle_node(secs(0), ID, facts(1));
+        assert!(peers.handle_lost(secs(10), ID));
+        let mut changes = Vec::new();
+        peers.handle_timeout(secs(910), |_| Some(secs(600)), &mut changes);
+        assert!(changes.is_empty());
+        assert_eq!(peers.poll_timeout().map(|d| d.at), Some(secs(1_500)));
+        peers.handle_timeout(secs(1_500), |_| Some(secs(600)), &mut changes);
+        assert!(matches!(changes[..], [Change::Remove(_, Gone::Lost)]));
+        assert!(peers.is_empty());
+    }
+
+    #[test]
+    fn a_lost_peer_that_is_announced_again_stays() {
+        let mut peers = Peers::default();
+        peers.handle_node(secs(0), ID, facts(1));
+        peers.handle_lost(secs(10), ID);
+        peers.handle_node(secs(20), ID, facts(1));
+        assert_eq!(peers.poll_timeout(), None);
+    }
+
+    #[test]
+    fn nobody_takes_the_address_of_a_live_peer() {
+        let mut peers = Peers::default();
+        let address = agent_addresses(ID)[0];
+        peers.handle_node(secs(0), ID, facts(1));
+        let first = peers.by_id(ID).unwrap();
+        let other = Uuid::from_u128(2);
+        peers.handle_node(secs(1), other, facts(2));
+        assert_eq!(peers.at(&address), Some(first));
+        peers.handle_disconnected(ID);
+        assert_eq!(peers.at(&address), peers.by_id(other));
+    }
+
+    #[test]
+    fn the_same_process_under_a_new_id_stays_the_same_peer() {
+        let mut peers = Peers::default();
+        peers.handle_node(secs(0), ID, facts(1));
+        let ix = peers.by_id(ID).unwrap();
+        let other = Uuid::from_u128(2);
+        assert_eq!(peers.handle_node(secs(1), other, facts(1)), [None, Some(Change::Update(ix))]);
+        assert_eq!(peers.handle_disconnected(ID), None);
+        assert_eq!(peers.by_id(other), Some(ix));
+    }
+
+    #[test]
+    fn an_announcement_without_home_or_with_a_bad_key_is_not_used() {
+        let good = tailnet::Node {
+            key: facts(1).key.to_binary(),
+            disco: facts(1).disco.to_text(),
+            preferred_derp: 999,
+            allowed_ips: vec!["fd7a:115c:a1e0::1/128".into(), "fd7a::/16".into()],
+            endpoints: vec!["1.2.3.4:5".into(), "nonsense".into()],
+            ..tailnet::Node::default()
+        };
+        let parsed = Facts::parse(&good).unwrap();
+        assert_eq!(parsed.addresses, ["fd7a:115c:a1e0::1".parse::<Ipv6Addr>().unwrap()]);
+        assert_eq!(parsed.endpoints.len(), 1);
+        assert_eq!(Facts::parse(&tailnet::Node { preferred_derp: 0, ..good.clone() }), Err(Unusable::NoHome));
+        assert_eq!(Facts::parse(&tailnet::Node { key: vec![1; 34], ..good.clone() }), Err(Unusable::Malformed));
+        assert_eq!(Facts::parse(&tailnet::Node { disco: String::new(), ..good }), Err(Unusable::Malformed));
+    }
+}
