@@ -2,6 +2,7 @@
 
 pub mod coord;
 pub mod disco;
+pub mod ip;
 pub mod stun;
 
 mod classify;
