@@ -1,6 +1,7 @@
 //! L1: bytes to values and back, without state.
 
 pub mod coord;
+pub mod derp;
 pub mod disco;
 pub mod ip;
 pub mod stun;
