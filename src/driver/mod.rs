@@ -1,5 +1,8 @@
 //! L4: tokio, sockets, HTTP and the data loop.
 
+pub mod clock;
+pub mod dns;
+pub mod http;
 pub mod process;
 pub mod stdio;
 pub mod terminal;

@@ -231,6 +231,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
                 Some(Message::Binary(bytes)) => self.rest = bytes,
                 Some(Message::Ping | Message::Pong) => {}
                 Some(Message::Text(_)) => {
+                    // The other end may be closed already; it learns the reason if it still listens.
+                    let close = Frame::close(Some(CloseCode::UNSUPPORTED_DATA), "binary messages only");
+                    let _ = Pin::new(&mut self.socket.frames).start_send(close);
+                    let _ = Pin::new(&mut self.socket.frames).poll_flush(cx);
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "text message on a byte stream")));
                 }
                 Some(Message::Close { code, reason }) => {
@@ -299,6 +303,15 @@ mod tests {
         let mut all = Vec::new();
         server.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_text_message_on_a_byte_stream_closes_with_1003() {
+        let (a, b) = duplex(64 << 10);
+        let (mut client, mut server) = (WebSocket::client(a, MAX_MESSAGE), ByteStream::new(WebSocket::server(b, MAX_MESSAGE)));
+        client.send_text("no".into()).await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(matches!(client.next().await.unwrap().unwrap(), Message::Close { code: 1003, .. }));
     }
 
     #[tokio::test]

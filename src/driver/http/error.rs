@@ -1,0 +1,156 @@
+//! What an HTTP call can end with. No text holds a token, a header or a query string.
+
+use serde::Deserialize;
+use std::{error::Error as _, time::Duration};
+use url::Url;
+
+/// Longest piece of a plain-text answer shown to people.
+const MAX_TEXT: usize = 300;
+
+/// Why a call failed, told apart by what a caller does about it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The address of the server is none.
+    #[error("{0:?} is not the URL of a server: it has to begin with http:// or https:// and name a host")]
+    Url(String),
+    /// A header, proxy or certificate setting cannot be used.
+    #[error("unusable HTTP setting: {0}")]
+    Setting(String),
+    /// No connection: name, route, proxy or TLS.
+    #[error("cannot reach {host}: {reason}")]
+    Connect {
+        /// Host and port.
+        host: String,
+        /// What the system or the library says.
+        reason: String,
+    },
+    /// Nothing came in time.
+    #[error("{host} did not answer within {after:?}")]
+    Timeout {
+        /// Host and port.
+        host: String,
+        /// The limit that passed.
+        after: Duration,
+    },
+    /// The connection broke, or the answer is not what was asked for.
+    #[error("unusable answer from {host}: {reason}")]
+    Answer {
+        /// Host and port.
+        host: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server refused.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+}
+
+impl HttpError {
+    /// The status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.status),
+            _ => None,
+        }
+    }
+
+    /// Whether no connection came about, so that another protocol to the same place would fail alike.
+    #[must_use]
+    pub const fn is_connect(&self) -> bool {
+        matches!(self, Self::Connect { .. })
+    }
+
+    pub(super) fn from_reqwest(url: &Url, limit: Duration, e: &reqwest::Error) -> Self {
+        let host = host_of(url);
+        let mut deepest: &dyn std::error::Error = e;
+        while let Some(source) = deepest.source() {
+            deepest = source;
+        }
+        // The outermost text may quote the whole URL; the deepest never does.
+        let reason = if e.source().is_some() { deepest.to_string() } else { "the request failed".to_owned() };
+        if e.is_timeout() {
+            Self::Timeout { host, after: limit }
+        } else if e.is_connect() {
+            Self::Connect { host, reason }
+        } else {
+            Self::Answer { host, reason }
+        }
+    }
+}
+
+/// A status of 400 or more, with what the server said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Host and port.
+    pub host: String,
+    /// Method and path, without the query.
+    pub request: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The server's message, or the standard text of the status.
+    pub message: String,
+    /// The server's explanation; may be empty.
+    pub detail: String,
+    /// Complaints about single fields.
+    pub validations: Vec<Validation>,
+}
+
+/// One field that the server did not like.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Validation {
+    /// The field's name.
+    #[serde(default)]
+    pub field: String,
+    /// What is wrong with it.
+    #[serde(default)]
+    pub detail: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} refused with status {}: {}", self.host, self.status, self.message.trim_end_matches('.'))?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail.trim_end_matches('.'))?;
+        }
+        for v in &self.validations {
+            write!(f, "; {}: {}", v.field, v.detail)?;
+        }
+        Ok(())
+    }
+}
+
+impl Refusal {
+    pub(super) fn parse(url: &Url, request: String, status: reqwest::StatusCode, body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Body {
+            message: String,
+            #[serde(default)]
+            detail: String,
+            #[serde(default)]
+            validations: Option<Vec<Validation>>,
+        }
+        let fallback = status.canonical_reason().unwrap_or("unknown status").to_owned();
+        let (message, detail, validations) = match serde_json::from_slice::<Body>(body) {
+            Ok(body) => (body.message, body.detail, body.validations.unwrap_or_default()),
+            Err(_) => (first_line(body).unwrap_or(fallback), String::new(), Vec::new()),
+        };
+        Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations }
+    }
+}
+
+/// The first line of a plain-text body; a page of HTML is nothing to show.
+fn first_line(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    if text.is_empty() || text.starts_with('<') {
+        return None;
+    }
+    Some(text.lines().next()?.chars().take(MAX_TEXT).filter(|c| !c.is_control()).collect())
+}
+
+/// Host and, unless it is the scheme's own, port.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
