@@ -9,3 +9,4 @@ pub mod stun;
 mod classify;
 
 pub use classify::{Kind, classify};
+pub mod wg;
