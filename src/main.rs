@@ -1,3 +1,7 @@
 //! The `coder` binary: parse, run, map errors to exit codes.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tailnet::cli::main()
+}

@@ -1,6 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::config::Secret;
+use crate::driver::http::Token;
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -21,6 +21,10 @@ fn go_bool(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),
         _ => Err("must be true or false".to_owned()),
     }
+}
+
+fn token(text: &str) -> Result<Token, std::convert::Infallible> {
+    Ok(Token::new(text.trim()))
 }
 
 /// Reads a Go duration such as `1h2m3.5s` or `200ms`.
@@ -60,8 +64,8 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "CODER_URL")]
     pub(super) url: Option<String>,
     /// Session token; wins over the stored login
-    #[arg(long, global = true, env = "CODER_SESSION_TOKEN", hide_env_values = true)]
-    pub(super) token: Option<Secret>,
+    #[arg(long, global = true, env = "CODER_SESSION_TOKEN", hide_env_values = true, value_parser = token)]
+    pub(super) token: Option<Token>,
     /// Folder of the stored login
     #[arg(long, global = true, env = "CODER_CONFIG_DIR", value_name = "DIR")]
     pub(super) global_config: Option<PathBuf>,
@@ -214,8 +218,8 @@ pub(super) struct Agent {
     #[arg(long, env = "CODER_AGENT_URL", value_name = "URL")]
     pub(super) agent_url: Option<String>,
     /// The agent's token
-    #[arg(long, env = "CODER_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    pub(super) agent_token: Option<Secret>,
+    #[arg(long, env = "CODER_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = token)]
+    pub(super) agent_token: Option<Token>,
     /// File that holds the agent's token
     #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
     pub(super) agent_token_file: Option<PathBuf>,

@@ -1,42 +1,14 @@
 //! The configuration folder (`cli.md` §1.3): `url` and `session`, one plain value a file.
 
+use crate::driver::http::Token;
 use anyhow::{Context as _, bail};
 use etcetera::BaseStrategy as _;
 use std::{
-    fmt, fs,
+    fs,
     io::{ErrorKind, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
-
-/// A session or agent token. Shown only by [`Secret::expose`].
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(String);
-
-impl Secret {
-    pub(super) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The token itself, for a header or a 0600 file.
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-impl std::str::FromStr for Secret {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self::new(text.trim()))
-    }
-}
 
 /// A configuration folder, which need not exist.
 #[derive(Debug, Clone)]
@@ -84,12 +56,12 @@ impl ConfigDir {
         self.read("url")
     }
 
-    pub(super) fn session(&self) -> anyhow::Result<Option<Secret>> {
-        Ok(self.read("session")?.map(Secret))
+    pub(super) fn session(&self) -> anyhow::Result<Option<Token>> {
+        Ok(self.read("session")?.map(Token::new))
     }
 
     /// Stores a login.
-    pub(super) fn store(&self, url: &str, session: &Secret) -> anyhow::Result<()> {
+    pub(super) fn store(&self, url: &str, session: &Token) -> anyhow::Result<()> {
         self.write("session", session.expose())?;
         self.write("url", url)
     }
@@ -104,16 +76,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = ConfigDir::open(Some(&dir.path().join("sub"))).unwrap();
         assert_eq!(config.url().unwrap(), None);
-        config.store("http://localhost:3000", &Secret::new("abc-def")).unwrap();
-        assert_eq!(config.session().unwrap(), Some(Secret::new("abc-def")));
+        config.store("http://localhost:3000", &Token::new("abc-def")).unwrap();
+        assert_eq!(config.session().unwrap().unwrap().expose(), "abc-def");
         let mode = |name: &str| fs::metadata(config.path().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("url"), mode("session")), (0o600, 0o600));
         fs::write(config.path().join("url"), " http://example.com \n").unwrap();
         assert_eq!(config.url().unwrap().as_deref(), Some("http://example.com"));
-    }
-
-    #[test]
-    fn a_token_never_shows_in_debug_output() {
-        assert_eq!(format!("{:?}", Secret::new("sekret")), "Secret(..)");
     }
 }

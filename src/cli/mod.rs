@@ -2,6 +2,64 @@
 
 mod args;
 mod config;
+mod create;
+mod deployment;
+mod list;
+mod login;
 mod output;
 mod ssh;
 mod target;
+mod version;
+
+use args::{Cli, Command};
+use clap::Parser as _;
+use std::process::ExitCode;
+
+/// Runs the command line of this process and gives its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.exit_code() == 0 => {
+            return output::raw(&e.render().to_string()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        }
+        Err(e) => {
+            output::note(&format!("error: {}; see 'coder --help'", args::explain(&e)));
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        // Whoever read our output has enough of it.
+        Err(e) if is_closed_output(&e) => ExitCode::FAILURE,
+        Err(e) => {
+            output::note(&format!("error: {}", format!("{e:#}").replace('\n', " ")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: &Cli) -> anyhow::Result<u8> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Version(args) => version::run(args),
+        Command::Login(args) => on_one_thread(login::run(global, args)),
+        Command::List(args) => on_one_thread(list::run(global, args)),
+        Command::Create(args) => on_one_thread(create::workspace(global, args)),
+        Command::Users(args) => on_one_thread(create::user(global, &args.command)),
+        Command::Ssh(_) | Command::Ping(_) | Command::Agent(_) | Command::Server(_) | Command::Quickstart(_) => Ok(1),
+    }
+}
+
+/// Runs a command on one current-thread runtime: thread hops cost more than they give (DESIGN §3.2).
+fn on_one_thread(command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(command);
+    // A thread that still reads a regular file must not hold the process back.
+    runtime.shutdown_background();
+    code
+}

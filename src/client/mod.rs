@@ -1,1 +1,152 @@
-//! L6: typed calls of the server's REST interface.
+//! L6: typed calls of the server's REST interface (`http-api.md` §2–5). Only the fields that are used are read.
+
+mod types;
+
+use crate::driver::http::{Http, HttpError, Method, Token};
+use serde::Deserialize;
+use serde_json::json;
+use std::fmt::Write as _;
+use uuid::Uuid;
+
+pub use types::{Agent, AgentStatus, Build, Connection, Lifecycle, NewUser, NewWorkspace, Resource, Transition, User, Workspace};
+
+/// The REST interface of one server as one user sees it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: Http,
+}
+
+/// Percent-encodes one segment of a path or one value of a query.
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, b| {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            let _ = write!(out, "%{b:02X}");
+        }
+        out
+    })
+}
+
+impl Client {
+    /// The interface behind `http`.
+    #[must_use]
+    pub const fn new(http: Http) -> Self {
+        Self { http }
+    }
+
+    /// The HTTP client below.
+    #[must_use]
+    pub const fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// Whether the server has its first user.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or answers something else than yes and no.
+    pub async fn has_first_user(&self) -> Result<bool, HttpError> {
+        match self.http.call(Method::Get, "/api/v2/users/first", None::<&()>).await {
+            Ok(_) => Ok(true),
+            // A 404 with this message is the answer "no"; any other 404 comes from something that is no Coder server.
+            Err(HttpError::Refused(r)) if r.status == 404 && r.message.contains("initial user") => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The user whom the token belongs to.
+    ///
+    /// # Errors
+    /// When the token is refused or the server cannot be reached.
+    pub async fn me(&self) -> Result<User, HttpError> {
+        self.http.get_json("/api/v2/users/me").await
+    }
+
+    /// A new session token of the user.
+    ///
+    /// # Errors
+    /// When the token is refused or the server cannot be reached.
+    pub async fn mint_key(&self) -> Result<Token, HttpError> {
+        #[derive(Deserialize)]
+        struct Key {
+            key: String,
+        }
+        let made: Key = self.http.post_json("/api/v2/users/me/keys", &json!({})).await?;
+        Ok(Token::new(made.key))
+    }
+
+    /// A workspace by its owner, or `me`, and name.
+    ///
+    /// # Errors
+    /// Status 404 when there is none that the user may see.
+    pub async fn workspace(&self, owner: &str, name: &str) -> Result<Workspace, HttpError> {
+        let path = format!("/api/v2/users/{}/workspace/{}?include_deleted=false", encode(owner), encode(name));
+        self.http.get_json(&path).await
+    }
+
+    /// The workspaces that match a search query; an empty one matches all that the user may see.
+    ///
+    /// # Errors
+    /// When the query is refused or the server cannot be reached.
+    pub async fn workspaces(&self, query: &str) -> Result<Vec<serde_json::Value>, HttpError> {
+        #[derive(Deserialize)]
+        struct List {
+            #[serde(default)]
+            workspaces: Vec<serde_json::Value>,
+        }
+        let list: List = self.http.get_json(&format!("/api/v2/workspaces?q={}", encode(query))).await?;
+        Ok(list.workspaces)
+    }
+
+    /// Makes a workspace with one agent. Only our own server has this call: a Go server makes workspaces from templates.
+    ///
+    /// # Errors
+    /// Status 409 when the name is taken, 400 when it is no name.
+    pub async fn create_workspace(&self, name: &str) -> Result<NewWorkspace, HttpError> {
+        self.http.post_json("/api/v2/users/me/workspaces", &json!({ "name": name })).await
+    }
+
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// Status 403 unless the caller is the first user, 409 when the name is taken.
+    pub async fn create_user(&self, name: &str) -> Result<NewUser, HttpError> {
+        self.http.post_json("/api/v2/users", &json!({ "username": name })).await
+    }
+
+    /// What is needed to reach any agent: the relay map and the deployment's limits.
+    ///
+    /// # Errors
+    /// When the token is refused or the server cannot be reached.
+    pub async fn connection(&self) -> Result<Connection, HttpError> {
+        self.http.get_json("/api/v2/workspaceagents/connection").await
+    }
+
+    /// The state of an agent.
+    ///
+    /// # Errors
+    /// Status 404 when there is none that the user may see.
+    pub async fn agent(&self, id: Uuid) -> Result<Agent, HttpError> {
+        self.http.get_json(&format!("/api/v2/workspaceagents/{id}")).await
+    }
+
+    /// Tells the server that the workspace is in use.
+    ///
+    /// # Errors
+    /// When the token is refused or the server cannot be reached.
+    pub async fn report_usage(&self, workspace: Uuid, agent: Uuid, app: &str) -> Result<(), HttpError> {
+        let body = json!({ "agent_id": agent, "app_name": app });
+        self.http.call(Method::Post, &format!("/api/v2/workspaces/{workspace}/usage"), Some(&body)).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_break_out_of_their_place_in_a_path() {
+        assert_eq!(encode("a/b?c#d e%"), "a%2Fb%3Fc%23d%20e%25");
+        assert_eq!(encode("dev-1_x.y~"), "dev-1_x.y~");
+    }
+}

@@ -1,0 +1,45 @@
+//! `coder create` and `coder users create`: what they make has a token that is shown once.
+
+use super::{
+    args::{Create, Global, UsersCommand},
+    deployment::{Deployment, explain},
+    output,
+};
+use crate::driver::http::HttpError;
+use anyhow::anyhow;
+
+/// Makes a workspace and prints the line that starts its agent on another machine.
+pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<u8> {
+    let deployment = Deployment::open(global)?;
+    let made = deployment.client.create_workspace(&args.name).await.map_err(refused)?;
+    output::line(&format!(
+        "Workspace {name} was made. Start its agent on the machine to reach; its token is shown only now:\n\n  \
+         CODER_AGENT_URL={url} CODER_AGENT_TOKEN={token} coder agent\n\n\
+         Then open a shell there with: coder ssh {name}",
+        name = made.workspace.name,
+        url = deployment.url,
+        token = made.agent_token.expose(),
+    ))?;
+    Ok(0)
+}
+
+/// Makes a user and prints a token.
+pub(super) async fn user(global: &Global, command: &UsersCommand) -> anyhow::Result<u8> {
+    let UsersCommand::Create { name } = command;
+    let deployment = Deployment::open(global)?;
+    let made = deployment.client.create_user(name).await.map_err(refused)?;
+    output::line(&format!(
+        "User {} was made. The token is shown only now:\n\n  {}\n\nLog in with: coder login <url> --token <token>",
+        made.user.username,
+        made.session_token.expose(),
+    ))?;
+    Ok(0)
+}
+
+/// A Go server has no such calls: there a template makes workspaces.
+fn refused(error: HttpError) -> anyhow::Error {
+    match error.status() {
+        Some(404 | 405) => anyhow!("{error}: this server makes workspaces and users in its dashboard"),
+        _ => explain(error),
+    }
+}

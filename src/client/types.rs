@@ -1,0 +1,223 @@
+//! The fields of the server's answers that we use.
+
+use crate::{driver::http::Token, wire::derp::RelayMap};
+use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
+
+/// A user.
+#[derive(Debug, Clone, Deserialize)]
+pub struct User {
+    /// Id
+    pub id: Uuid,
+    /// Login name
+    pub username: String,
+}
+
+/// A workspace.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Workspace {
+    /// Id
+    pub id: Uuid,
+    /// Name, unique for its owner
+    pub name: String,
+    /// Owner's login name
+    pub owner_name: String,
+    /// The template it was made from; empty on our own server
+    #[serde(default)]
+    pub template_name: String,
+    /// The newest build
+    pub latest_build: Build,
+    /// Whether its agents are well
+    #[serde(default)]
+    pub health: Health,
+    /// Whether a newer version of the template exists
+    #[serde(default)]
+    pub outdated: bool,
+}
+
+impl Workspace {
+    /// All its agents, sub-agents left out.
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.latest_build.resources.iter().flat_map(|r| &r.agents).filter(|a| a.parent_id.is_none())
+    }
+}
+
+/// Health of a workspace.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Health {
+    /// No agent fails
+    #[serde(default)]
+    pub healthy: bool,
+}
+
+/// One build of a workspace.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Build {
+    /// When it was made, RFC 3339
+    pub created_at: String,
+    /// What it does
+    pub transition: Transition,
+    /// `running`, `stopped`, `failed` …
+    pub status: String,
+    /// Version of the template
+    #[serde(default)]
+    pub template_version_name: String,
+    /// What it made
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub resources: Vec<Resource>,
+}
+
+/// What a build does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transition {
+    /// Starts the workspace
+    Start,
+    /// Stops it
+    Stop,
+    /// Deletes it
+    Delete,
+    /// Something newer than we are
+    #[serde(other)]
+    Unknown,
+}
+
+/// A resource of a build.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Resource {
+    /// The agents in it
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub agents: Vec<Agent>,
+}
+
+/// A workspace agent.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Agent {
+    /// Id: the source of its overlay addresses
+    pub id: Uuid,
+    /// Set for a sub-agent
+    #[serde(default)]
+    pub parent_id: Option<Uuid>,
+    /// Name
+    pub name: String,
+    /// Whether the server hears from it
+    pub status: AgentStatus,
+    /// How far its start-up is
+    pub lifecycle_state: Lifecycle,
+}
+
+/// Whether the server hears from an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentStatus {
+    /// Never connected yet
+    Connecting,
+    /// Connected
+    Connected,
+    /// Was connected
+    Disconnected,
+    /// Did not connect in time
+    Timeout,
+    /// Something newer than we are
+    #[serde(other)]
+    Unknown,
+}
+
+/// How far an agent's start-up is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// Not started
+    Created,
+    /// Start-up scripts run
+    Starting,
+    /// They take too long
+    StartTimeout,
+    /// One failed
+    StartError,
+    /// Ready
+    Ready,
+    /// Stop scripts run
+    ShuttingDown,
+    /// They take too long
+    ShutdownTimeout,
+    /// One failed
+    ShutdownError,
+    /// Stopped
+    Off,
+    /// Something newer than we are
+    #[serde(other)]
+    Unknown,
+}
+
+/// What is needed to reach an agent.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Connection {
+    /// The relays
+    pub derp_map: RelayMap,
+    /// Only WebSocket passes the way to the relays
+    #[serde(default)]
+    pub derp_force_websockets: bool,
+    /// The deployment forbids direct paths
+    #[serde(default)]
+    pub disable_direct_connections: bool,
+}
+
+/// A workspace that was just made.
+#[derive(Debug, Deserialize)]
+pub struct NewWorkspace {
+    /// The workspace
+    #[serde(flatten)]
+    pub workspace: Workspace,
+    /// Its agent's token, shown this once
+    #[serde(deserialize_with = "token")]
+    pub agent_token: Token,
+}
+
+/// A user who was just made.
+#[derive(Debug, Deserialize)]
+pub struct NewUser {
+    /// The user
+    #[serde(flatten)]
+    pub user: User,
+    /// A session token, shown this once
+    #[serde(deserialize_with = "token")]
+    pub session_token: Token,
+}
+
+fn token<'de, D: Deserializer<'de>>(from: D) -> Result<Token, D::Error> {
+    String::deserialize(from).map(Token::new)
+}
+
+/// Go writes an empty list as null.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body<T: serde::de::DeserializeOwned>(vector: &str) -> T {
+        let vector: serde_json::Value = serde_json::from_str(vector).unwrap();
+        serde_json::from_value(vector["body"].clone()).unwrap()
+    }
+
+    #[test]
+    fn the_answers_of_a_go_server_are_read() {
+        let workspace: Workspace = body(include_str!("../../tests/vectors/http/workspace_by_owner_and_name.json"));
+        assert_eq!((workspace.name.as_str(), workspace.owner_name.as_str()), ("dev", "admin"));
+        assert_eq!(workspace.agents().count(), 1);
+        assert_eq!(workspace.latest_build.transition, Transition::Start);
+        let connection: Connection = body(include_str!("../../tests/vectors/http/workspace_agent_connection.json"));
+        assert!(!connection.derp_force_websockets && !connection.disable_direct_connections);
+        let user: User = body(include_str!("../../tests/vectors/http/users_me.json"));
+        assert_eq!(user.username, "admin");
+    }
+
+    #[test]
+    fn a_newer_state_of_an_agent_is_no_error() {
+        assert_eq!(serde_json::from_str::<AgentStatus>("\"teleported\"").unwrap(), AgentStatus::Unknown);
+        assert_eq!(serde_json::from_str::<Lifecycle>("\"shutdown_error\"").unwrap(), Lifecycle::ShutdownError);
+    }
+}
