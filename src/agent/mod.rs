@@ -1,1 +1,10 @@
 //! L6: the workspace agent.
+//!
+//! It keeps one control connection to the server, one node in the tunnel and the services behind it: an SSH server on
+//! ports 1 and 22 and a forward of every other port to the machine's own loopback (agent.md §4–6).
+
+mod account;
+mod environment;
+pub mod ssh;
+
+pub use environment::Profile;

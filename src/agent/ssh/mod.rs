@@ -1,0 +1,213 @@
+//! The agent's SSH server, over any byte stream (agent.md §6).
+//!
+//! Every login succeeds: reaching the port through the tunnel is the authorisation. Sessions run a command or a login
+//! shell, with or without a terminal; `direct-tcpip` forwards connections. Not served here: the `sftp` subsystem,
+//! reverse and socket forwarding, agent and X11 forwarding; each gets its failure answer.
+//!
+//! One connection is one task (russh's), each channel another. Nothing that a channel waits for stops the connection:
+//! input is queued ([`input`]), output waits for the client's window before it enters the connection's queue, and a
+//! stuck write does not stop reading ([`transport`]).
+
+mod connection;
+mod forward;
+mod input;
+mod process;
+mod session;
+mod stats;
+mod terminal;
+mod transport;
+
+pub use stats::Counters;
+
+use super::{account::Account, environment::Profile};
+use connection::Connection;
+use russh::{
+    Disconnect, Preferred, SshId, cipher, compression,
+    keys::{Algorithm, PrivateKey, ssh_key::private::Ed25519Keypair},
+    server::{Config, run_stream},
+};
+use sha2::{Digest as _, Sha256};
+use stats::Stats;
+use std::{
+    borrow::Cow,
+    env,
+    ffi::OsString,
+    fmt, fs,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use transport::Transport;
+
+/// How long a client may take to say that it speaks SSH.
+const IDENTIFY: Duration = Duration::from_secs(60);
+/// What the channels of a connection get to close when the agent stops.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// A third of the 72 hours after which a silent client is given up (agent.md §6.9).
+const KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
+/// Messages of output that wait in a connection's queue, each up to the client's packet size (32 KiB).
+const OUTPUT_QUEUE: usize = 16;
+/// Largest message of the day that is shown.
+const MAX_MOTD: usize = 64 << 10;
+
+/// The server. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Arc<Config>,
+    profile: RwLock<Arc<Profile>>,
+    account: Account,
+    process: Vec<(OsString, OsString)>,
+    executable: PathBuf,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    stats: Stats,
+}
+
+impl fmt::Debug for Shared {
+    // The environment of the process holds the agent's token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn profile(&self) -> Arc<Profile> {
+        Arc::clone(&self.profile.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a terminal session without command shows first (agent.md §6.5).
+    fn greeting(&self, profile: &Profile) -> Vec<u8> {
+        let mut text: String =
+            profile.banners.iter().map(|b| b.trim()).filter(|b| !b.is_empty()).map(|b| format!("{b}\n\n")).collect();
+        if !profile.motd.as_os_str().is_empty() && !self.account.home.join(".hushlogin").exists() {
+            let motd = fs::read(&profile.motd).unwrap_or_default();
+            text.push_str(&String::from_utf8_lossy(motd.get(..MAX_MOTD).unwrap_or(&motd)));
+        }
+        text.replace("\r\n", "\n").replace('\n', "\r\n").into_bytes()
+    }
+}
+
+impl Server {
+    /// A server whose host key follows from the names in `profile`: the same ones give the same key on every start.
+    #[must_use]
+    pub fn new(profile: Profile) -> Self {
+        let config = Config {
+            // What the Go implementation says on both sides; some editors compare it.
+            server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Go")),
+            keys: vec![host_key(&profile)],
+            window_size: input::WINDOW,
+            maximum_packet_size: 32 << 10,
+            event_buffer_size: OUTPUT_QUEUE,
+            channel_buffer_size: 1,
+            inactivity_timeout: None,
+            keepalive_interval: Some(KEEPALIVE),
+            preferred: Preferred {
+                key: Cow::Borrowed(&[Algorithm::Ed25519]),
+                cipher: Cow::Borrowed(&[
+                    cipher::CHACHA20_POLY1305,
+                    cipher::AES_128_GCM,
+                    cipher::AES_256_GCM,
+                    cipher::AES_128_CTR,
+                    cipher::AES_192_CTR,
+                    cipher::AES_256_CTR,
+                ]),
+                compression: Cow::Borrowed(&[compression::NONE]),
+                ..Preferred::DEFAULT
+            },
+            ..Config::default()
+        };
+        let shared = Shared {
+            config: Arc::new(config),
+            profile: RwLock::new(Arc::new(profile)),
+            account: Account::current(),
+            process: env::vars_os().collect(),
+            executable: env::current_exe().unwrap_or_else(|_| PathBuf::from("coder")),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            stats: Stats::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What sessions that start from now on see. The host key stays.
+    pub fn set_profile(&self, profile: Profile) {
+        *self.shared.profile.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(profile);
+    }
+
+    /// Serves one connection to its end.
+    ///
+    /// # Cancel safety
+    /// A cancelled call cuts the connection: terminals hang up, other commands lose their pipes and go on.
+    pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = &self.shared;
+        if shared.stop.is_cancelled() {
+            return;
+        }
+        shared.stats.connection();
+        let cut = CancellationToken::new();
+        let _cut_on_drop = cut.clone().drop_guard();
+        let open = TaskTracker::new();
+        let connection = Connection::new(Arc::clone(shared), open.clone());
+        let start = run_stream(Arc::clone(&shared.config), Transport::new(stream, cut), connection);
+        let running = match timeout(IDENTIFY, start).await {
+            Ok(Ok(running)) => running,
+            Ok(Err(error)) => return tracing::debug!(%error, "not an SSH client"),
+            Err(_) => return tracing::debug!("a client that never spoke"),
+        };
+        let handle = running.handle();
+        let mut running = std::pin::pin!(running);
+        tokio::select! {
+            ended = &mut running => return tracing::debug!(?ended, "connection ended"),
+            () = shared.stop.cancelled() => {}
+        }
+        let close = async {
+            open.close();
+            // Each channel's task closes its channel; the farewell comes after that.
+            let _ = timeout(CLOSE_GRACE, open.wait()).await;
+            let text = "the agent is shutting down".to_owned();
+            let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
+            let _ = running.await;
+        };
+        let _ = timeout(2 * CLOSE_GRACE, close).await;
+    }
+
+    /// Closes all connections without exit status, ends what their sessions started, and waits for that up to `limit`.
+    pub async fn shutdown(&self, limit: Duration) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if timeout(limit, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.shared.tasks.len(), "sessions did not end in time");
+        }
+    }
+
+    /// A reading of the counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.stats.read()
+    }
+}
+
+/// An ed25519 key made of the names alone. It proves nothing, since anybody can derive it; the tunnel below has proved
+/// the peer already, and clients are told not to check it. It is stable so that those who check all the same see no change.
+fn host_key(profile: &Profile) -> PrivateKey {
+    let mut hash = Sha256::new();
+    hash.update(b"tailnet agent host key\0");
+    for name in [&profile.owner, &profile.workspace, &profile.agent] {
+        hash.update(name.as_bytes());
+        hash.update([0]);
+    }
+    let pair = Ed25519Keypair::from_seed(&hash.finalize().into());
+    pair.into()
+}

@@ -1,0 +1,478 @@
+//! One session channel: what the client prepares, then one process and the bytes between both (agent.md §6.2, §6.4).
+
+use super::{
+    Shared,
+    input::Input,
+    process::{Group, Io, Launch, Process},
+    stats::ActiveSession,
+    terminal::{Request, Size},
+};
+use bytes::{Bytes, BytesMut};
+use russh::{
+    ChannelId, ChannelWriteHalf, Sig,
+    server::{Handle, Msg},
+};
+use rustix::process::Signal;
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    process::Child,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+
+/// Exit status of a command that the agent could not start or serve.
+const NOT_STARTED: u32 = 229;
+/// SSH's number for standard error.
+const STDERR: u32 = 1;
+/// After the command's end its terminal may still hold output; this much silence means it does not.
+const QUIET: Duration = Duration::from_millis(100);
+/// More than a terminal can hold: what comes later is from something left in the background.
+const LEFT_IN_TERMINAL: usize = 256 << 10;
+/// What a command gets between being told to end and being killed when the agent stops.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Most variables a client may set.
+const MAX_VARIABLES: usize = 1024;
+/// The variable that names the kind of client (agent.md §6.10).
+const KIND: &str = "CODER_SSH_SESSION_TYPE";
+
+/// A session channel as the connection's callbacks see it.
+#[derive(Debug)]
+pub(super) struct Session {
+    output: Option<Output>,
+    variables: Vec<(String, String)>,
+    terminal: Option<Request>,
+    signals: Vec<Sig>,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    group: Option<Group>,
+    control: Option<OwnedFd>,
+}
+
+/// The way back to the client.
+#[derive(Debug)]
+pub(super) struct Output {
+    half: ChannelWriteHalf<Msg>,
+}
+
+impl Output {
+    pub(super) fn new(half: ChannelWriteHalf<Msg>) -> Self {
+        Self { half }
+    }
+
+    pub(super) fn id(&self) -> ChannelId {
+        self.half.id()
+    }
+
+    /// Sends once the client's window has room; only then, because russh stops the output of every channel while one
+    /// of them has sent beyond its window.
+    async fn send(&self, extended: Option<u32>, data: Bytes) -> Result<(), russh::Error> {
+        match extended {
+            None => self.half.data_bytes(data).await,
+            Some(kind) => self.half.extended_data_bytes(kind, data).await,
+        }
+    }
+
+    pub(super) async fn finish(&self) {
+        // A connection that is gone needs no end.
+        let _ = self.half.eof().await;
+    }
+
+    pub(super) async fn close(&self) {
+        let _ = self.half.close().await;
+    }
+
+    async fn report(&self, handle: &Handle, exit: Exit) {
+        self.finish().await;
+        let _ = match exit {
+            Exit::Code(code) => self.half.exit_status(code).await.map_err(drop),
+            Exit::Signal { signal, core_dumped } => {
+                let name = signal_name(signal);
+                handle.exit_signal_request(self.id(), name, core_dumped, String::new(), String::new()).await
+            }
+        };
+        self.close().await;
+    }
+
+    /// Copies until the end of `from`; false if the client went away or reading failed.
+    pub(super) async fn copy(&self, mut from: impl AsyncRead + Unpin, extended: Option<u32>, shared: &Shared) -> bool {
+        let mut buffer = BytesMut::new();
+        loop {
+            match read_some(&mut from, &mut buffer).await {
+                Ok(None) => return true,
+                Ok(Some(data)) => {
+                    shared.stats.sent(data.len());
+                    if self.send(extended, data).await.is_err() {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    Code(u32),
+    Signal { signal: i32, core_dumped: bool },
+}
+
+impl From<io::Result<ExitStatus>> for Exit {
+    fn from(status: io::Result<ExitStatus>) -> Self {
+        let Ok(status) = status else { return Self::Code(NOT_STARTED) };
+        match (status.code().map(u32::try_from), status.signal()) {
+            (Some(Ok(code)), _) => Self::Code(code),
+            (_, Some(signal)) => Self::Signal { signal, core_dumped: status.core_dumped() },
+            _ => Self::Code(NOT_STARTED),
+        }
+    }
+}
+
+/// What a session's task needs beside its process.
+pub(super) struct Channel {
+    pub(super) shared: Arc<Shared>,
+    pub(super) handle: Handle,
+    pub(super) input: Arc<Input>,
+    /// Set when the client closed the channel or is gone; the task sets it when it is done.
+    pub(super) gone: CancellationToken,
+    /// Held until the channel is closed.
+    pub(super) open: TaskTrackerToken,
+}
+
+impl Session {
+    pub(super) fn new(output: Output) -> Self {
+        Self { output: Some(output), variables: Vec::new(), terminal: None, signals: Vec::new(), running: None }
+    }
+
+    /// `env`: false once the command runs.
+    pub(super) fn set_variable(&mut self, name: &str, value: &str) -> bool {
+        // What no process can be given would keep the command from starting.
+        let possible = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+        let taken = self.running.is_none() && possible && self.variables.len() < MAX_VARIABLES;
+        if taken {
+            self.variables.push((name.to_owned(), value.to_owned()));
+        }
+        taken
+    }
+
+    /// `pty-req`: once, before the command runs.
+    pub(super) fn set_terminal(&mut self, request: Request) -> bool {
+        let taken = self.running.is_none() && self.terminal.is_none();
+        if taken {
+            self.terminal = Some(request);
+        }
+        taken
+    }
+
+    /// `window-change`: false without a terminal.
+    pub(super) fn resize(&mut self, size: Size) -> bool {
+        let Some(request) = &mut self.terminal else { return false };
+        request.size = size;
+        match self.running.as_ref().and_then(|r| r.control.as_ref()) {
+            Some(control) => size.apply(control).is_ok(),
+            None => true,
+        }
+    }
+
+    /// `signal`: kept until the command runs.
+    pub(super) fn signal(&mut self, signal: Sig) {
+        match &self.running {
+            Some(Running { group: Some(group), .. }) => group.signal(signal_number(&signal)),
+            Some(_) => {}
+            None if self.signals.len() < MAX_VARIABLES => self.signals.push(signal),
+            None => {}
+        }
+    }
+
+    /// Whether nothing was started yet.
+    pub(super) fn can_start(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// `shell` and `exec`: starts the process and the task that serves it, once.
+    pub(super) fn start(&mut self, command: Option<&[u8]>, channel: Channel) {
+        let Some(output) = self.output.take() else { return };
+        let shared = Arc::clone(&channel.shared);
+        let profile = shared.profile();
+        let launch = Launch {
+            profile: &profile,
+            account: &shared.account,
+            process: &shared.process,
+            client: &self.variables,
+            executable: &shared.executable,
+            command,
+            terminal: self.terminal.as_ref(),
+        };
+        let kind = self.variables.iter().rev().find(|(name, _)| name == KIND).map_or("", |(_, value)| value.as_str());
+        let active = shared.stats.start_session(kind);
+        let started = launch.start();
+        tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
+        let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
+        let mut running = Running { group: None, control: None };
+        match started {
+            Ok(Process { child, group, io }) => {
+                running.group = Some(group);
+                self.signals.drain(..).for_each(|s| group.signal(signal_number(&s)));
+                let (ends, control) = match io {
+                    Io::Pipes { stdin, stdout, stderr } => (Ends::Pipes { stdin, stdout, stderr }, None),
+                    Io::Terminal { pty } => (Ends::Terminal { reader: pty.reader, writer: pty.writer }, Some(pty.control)),
+                };
+                running.control = control;
+                let serve = Serve { child, group, ends, output, channel, greeting, active };
+                shared.tasks.spawn(serve.run());
+            }
+            Err(error) => {
+                let text = format!("cannot start {}: {error}\r\n", shared.account.shell.display());
+                shared.tasks.spawn(async move {
+                    let _active = active;
+                    let told = output.send(Some(STDERR), text.into());
+                    tokio::select! { _ = told => {} () = channel.gone.cancelled() => {} }
+                    output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
+                    channel.gone.cancel();
+                });
+            }
+        }
+        self.running = Some(running);
+    }
+}
+
+enum Ends {
+    Pipes { stdin: tokio::process::ChildStdin, stdout: tokio::process::ChildStdout, stderr: tokio::process::ChildStderr },
+    Terminal { reader: pty_process::OwnedReadPty, writer: pty_process::OwnedWritePty },
+}
+
+/// A running command and its way to the client.
+struct Serve {
+    child: Child,
+    group: Group,
+    ends: Ends,
+    output: Output,
+    channel: Channel,
+    greeting: Option<Vec<u8>>,
+    active: ActiveSession,
+}
+
+impl Serve {
+    async fn run(self) {
+        let Self { mut child, group, ends, output, channel, greeting, active } = self;
+        let Channel { shared, handle, input, gone, open } = channel;
+        let has_terminal = matches!(ends, Ends::Terminal { .. });
+        let exchange = async {
+            if let Some(greeting) = greeting.filter(|g| !g.is_empty())
+                && output.send(None, greeting.into()).await.is_err()
+            {
+                return None;
+            }
+            Some(match ends {
+                Ends::Pipes { stdin, stdout, stderr } => {
+                    let carry = async {
+                        tokio::join!(output.copy(stdout, None, &shared), output.copy(stderr, Some(STDERR), &shared));
+                        child.wait().await
+                    };
+                    beside(feed(&input, stdin, &shared), carry).await
+                }
+                Ends::Terminal { reader, writer } => {
+                    let carry = carry_terminal(reader, &output, &mut child, &shared);
+                    beside(feed(&input, writer, &shared), carry).await
+                }
+            })
+        };
+        let ended = tokio::select! {
+            status = exchange => status,
+            () = gone.cancelled() => None,
+            () = shared.stop.cancelled() => None,
+        };
+        match ended {
+            Some(status) => output.report(&handle, status.into()).await,
+            None => output.close().await,
+        }
+        gone.cancel();
+        drop((output, active, handle, open));
+        // By now the terminal is closed, which hangs up what runs in it; without one the command may go on, as below
+        // OpenSSH, until it ends or the agent does.
+        if !has_terminal && ended_early(&mut child) {
+            tokio::select! {
+                _ = child.wait() => return,
+                () = shared.stop.cancelled() => {}
+            }
+        }
+        if shared.stop.is_cancelled() && ended_early(&mut child) {
+            group.signal(Signal::HUP);
+            if timeout(STOP_GRACE, child.wait()).await.is_err() {
+                group.signal(Signal::KILL);
+                let _ = child.wait().await;
+            }
+        }
+    }
+}
+
+/// Whether the session ended before its process.
+fn ended_early(child: &mut Child) -> bool {
+    matches!(child.try_wait(), Ok(None))
+}
+
+/// Runs `helper` for as long as `main` takes.
+async fn beside<T>(helper: impl Future<Output = ()>, main: impl Future<Output = T>) -> T {
+    let helper = async {
+        helper.await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = main => result,
+        never = helper => never,
+    }
+}
+
+/// Carries what the client sends; at its end the process sees the end too.
+async fn feed(input: &Input, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
+    while let Some(data) = input.next().await {
+        shared.stats.received(data.len());
+        if to.write_all(&data).await.is_err() {
+            input.discard();
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+/// Carries a terminal's output until the command has ended and all it wrote was read. The terminal itself ends only when
+/// the last process that has it open is gone, which background processes delay.
+async fn carry_terminal(
+    mut reader: pty_process::OwnedReadPty,
+    output: &Output,
+    child: &mut Child,
+    shared: &Shared,
+) -> io::Result<ExitStatus> {
+    let mut buffer = BytesMut::new();
+    let mut ended = None;
+    let mut left = LEFT_IN_TERMINAL;
+    while left > 0 {
+        let data = tokio::select! {
+            biased;
+            data = read_some(&mut reader, &mut buffer) => data,
+            status = child.wait(), if ended.is_none() => {
+                ended = Some(status);
+                continue;
+            }
+            () = sleep(QUIET), if ended.is_some() => break,
+        };
+        // A terminal without a process answers EIO, not the end.
+        let Ok(Some(data)) = data else { break };
+        if ended.is_some() {
+            left = left.saturating_sub(data.len());
+        }
+        shared.stats.sent(data.len());
+        if output.send(None, data).await.is_err() {
+            break;
+        }
+    }
+    match ended {
+        Some(status) => status,
+        None => child.wait().await,
+    }
+}
+
+/// The next bytes, `None` at the end. Small reads share an allocation.
+///
+/// # Cancel safety
+/// A cancelled call takes nothing.
+async fn read_some(from: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
+    if buffer.capacity() < 4 << 10 {
+        buffer.reserve(64 << 10);
+    }
+    let read = from.read_buf(buffer).await?;
+    Ok((read > 0).then(|| buffer.split().freeze()))
+}
+
+fn signal_number(signal: &Sig) -> Signal {
+    match signal {
+        Sig::ABRT => Signal::ABORT,
+        Sig::ALRM => Signal::ALARM,
+        Sig::FPE => Signal::FPE,
+        Sig::HUP => Signal::HUP,
+        Sig::ILL => Signal::ILL,
+        Sig::INT => Signal::INT,
+        Sig::PIPE => Signal::PIPE,
+        Sig::QUIT => Signal::QUIT,
+        Sig::SEGV => Signal::SEGV,
+        Sig::TERM => Signal::TERM,
+        Sig::USR1 => Signal::USR1,
+        Sig::Custom(name) if name == "USR2" => Signal::USR2,
+        // An unknown name kills.
+        Sig::KILL | Sig::Custom(_) => Signal::KILL,
+    }
+}
+
+/// The name of RFC 4254 §6.10, or one in OpenSSH's name space.
+fn signal_name(number: i32) -> Sig {
+    let known = [
+        (Signal::ABORT, Sig::ABRT),
+        (Signal::ALARM, Sig::ALRM),
+        (Signal::FPE, Sig::FPE),
+        (Signal::HUP, Sig::HUP),
+        (Signal::ILL, Sig::ILL),
+        (Signal::INT, Sig::INT),
+        (Signal::KILL, Sig::KILL),
+        (Signal::PIPE, Sig::PIPE),
+        (Signal::QUIT, Sig::QUIT),
+        (Signal::SEGV, Sig::SEGV),
+        (Signal::TERM, Sig::TERM),
+        (Signal::USR1, Sig::USR1),
+        (Signal::USR2, Sig::Custom("USR2".to_owned())),
+        (Signal::BUS, Sig::Custom("BUS@openssh.com".to_owned())),
+        (Signal::TRAP, Sig::Custom("TRAP@openssh.com".to_owned())),
+        (Signal::SYS, Sig::Custom("SYS@openssh.com".to_owned())),
+        (Signal::XCPU, Sig::Custom("XCPU@openssh.com".to_owned())),
+    ];
+    let found = known.into_iter().find(|(signal, _)| signal.as_raw() == number).map(|(_, name)| name);
+    found.unwrap_or_else(|| Sig::Custom(format!("{number}@openssh.com")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_status_becomes_a_code_or_a_signal() {
+        let of = |raw| Exit::from(Ok(ExitStatus::from_raw(raw)));
+        assert_eq!(of(7 << 8), Exit::Code(7));
+        assert_eq!(of(255 << 8), Exit::Code(255));
+        assert_eq!(of(15), Exit::Signal { signal: 15, core_dumped: false });
+        assert_eq!(of(11 | 0x80), Exit::Signal { signal: 11, core_dumped: true });
+        assert_eq!(Exit::from(Err(io::ErrorKind::Other.into())), Exit::Code(NOT_STARTED));
+    }
+
+    #[test]
+    fn every_signal_of_the_page_is_sent_and_named_alike() {
+        for (name, signal) in [("USR2", Signal::USR2), ("nonsense", Signal::KILL)] {
+            assert_eq!(signal_number(&Sig::Custom(name.to_owned())), signal);
+        }
+        for sig in [
+            Sig::ABRT,
+            Sig::ALRM,
+            Sig::FPE,
+            Sig::HUP,
+            Sig::ILL,
+            Sig::INT,
+            Sig::KILL,
+            Sig::PIPE,
+            Sig::QUIT,
+            Sig::SEGV,
+            Sig::TERM,
+            Sig::USR1,
+        ] {
+            assert_eq!(format!("{:?}", signal_name(signal_number(&sig).as_raw())), format!("{sig:?}"));
+        }
+    }
+}
