@@ -73,11 +73,12 @@ impl Header {
         Some(Self { kind: *kind, len: usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX) })
     }
 
-    fn write(self, out: &mut Vec<u8>) {
+    /// The header's bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HEADER] {
         // Our own frames are bounded by MAX_FRAME.
-        let len = u32::try_from(self.len).unwrap_or(u32::MAX);
-        out.push(self.kind);
-        out.extend_from_slice(&len.to_be_bytes());
+        let [a, b, c, d] = u32::try_from(self.len).unwrap_or(u32::MAX).to_be_bytes();
+        [self.kind, a, b, c, d]
     }
 }
 
@@ -344,7 +345,7 @@ impl<'a> Frame<'a> {
 fn write(kind: u8, parts: &[&[u8]], out: &mut Vec<u8>) {
     let len = parts.iter().map(|p| p.len()).sum();
     out.reserve(HEADER + len);
-    Header { kind, len }.write(out);
+    out.extend_from_slice(&Header { kind, len }.to_bytes());
     parts.iter().for_each(|p| out.extend_from_slice(p));
 }
 
