@@ -1,0 +1,335 @@
+//! The coordinator: who is connected, which tunnels exist, and what each peer is still to be told (`coordination.md` §10, §11).
+//!
+//! A plain value without time or I/O. A connection is one Coordinate call; its peer id may move to a newer connection, which
+//! overwrites the older one. Tunnels are directed, news flow both ways along them. Invariants:
+//! - a peer is told LOST or DISCONNECTED of another only after it was sent its NODE, and never the same NODE twice in a row;
+//! - at most [`MAX_QUEUE`] responses wait per connection; a peer that does not read them is removed;
+//! - after [`Delivery::End`] a connection is forgotten and its id means nothing.
+
+mod auth;
+#[cfg(test)]
+mod tests;
+
+pub use auth::{Auth, AuthError};
+
+use crate::wire::coord::tailnet::{CoordinateRequest, CoordinateResponse, Node, PeerUpdate, PeerUpdateKind};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Responses that may wait for one connection.
+const MAX_QUEUE: usize = 512;
+/// Updates in one response.
+const MAX_BATCH: usize = 1024;
+
+/// One Coordinate call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(u64);
+
+/// What a connection is to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// Send this.
+    Response(CoordinateResponse),
+    /// End the call. The connection is forgotten.
+    End,
+}
+
+#[derive(Debug)]
+struct Conn {
+    peer: Uuid,
+    auth: Auth,
+    queue: VecDeque<CoordinateResponse>,
+    /// The nodes that this connection was sent.
+    sent: BTreeMap<Uuid, Arc<Node>>,
+    /// Nothing more is taken or queued.
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    conn: ConnId,
+    node: Option<Arc<Node>>,
+}
+
+/// How a peer leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    Lost,
+    Graceful,
+    /// It did not read what it was sent.
+    Overflow,
+}
+
+/// Peers, tunnels and unsent news.
+#[derive(Debug, Default)]
+pub struct Coordinator {
+    next: u64,
+    conns: BTreeMap<ConnId, Conn>,
+    peers: BTreeMap<Uuid, Peer>,
+    /// Both directions of every tunnel: the peers that a peer opened one to, and those that opened one to it.
+    outgoing: BTreeMap<Uuid, BTreeSet<Uuid>>,
+    incoming: BTreeMap<Uuid, BTreeSet<Uuid>>,
+    /// Connections with something new to send.
+    ready: BTreeSet<ConnId>,
+    /// Peers whose queue is full, removed before the present call returns.
+    overflowed: Vec<ConnId>,
+    closed: bool,
+}
+
+impl Coordinator {
+    /// A coordinator without peers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A Coordinate call of peer `id` begins. An older one of the same id ends.
+    pub fn connect(&mut self, id: Uuid, auth: Auth) -> ConnId {
+        let conn = ConnId(self.next);
+        self.next += 1;
+        self.conns.insert(conn, Conn { peer: id, auth, queue: VecDeque::new(), sent: BTreeMap::new(), ended: false });
+        if self.closed {
+            self.end(conn, Some("coordinator closed"));
+            return conn;
+        }
+        if let Some(old) = self.peers.insert(id, Peer { conn, node: None }) {
+            self.end(old.conn, Some("peer ID overwritten by new connection"));
+        }
+        let known = |other: &Uuid| self.peers.get(other).and_then(|p| p.node.clone()).map(|node| (*other, node));
+        let nodes: Vec<_> = self.partners(id).iter().filter_map(known).collect();
+        for batch in nodes.chunks(MAX_BATCH) {
+            let updates = batch.iter().filter_map(|(other, node)| self.node_update(conn, *other, node, "init")).collect();
+            self.queue(conn, CoordinateResponse { peer_updates: updates, ..Default::default() });
+        }
+        self.remove_overflowed();
+        conn
+    }
+
+    /// Applies one request: checked whole, then update_self, add_tunnel, remove_tunnel, disconnect, ready_for_handshake.
+    ///
+    /// # Errors
+    /// When the peer may not ask this. The text is queued for it and the connection ends.
+    pub fn handle_request(&mut self, conn: ConnId, request: &CoordinateRequest) -> Result<(), AuthError> {
+        let Some((id, auth)) = self.conns.get(&conn).filter(|c| !c.ended).map(|c| (c.peer, c.auth)) else { return Ok(()) };
+        let applied = auth.check(id, request).and_then(|()| self.apply(conn, id, request));
+        if let Err(error) = &applied {
+            self.end(conn, Some(&error.to_string()));
+            self.leave(conn, Leave::Lost);
+        }
+        self.remove_overflowed();
+        applied
+    }
+
+    /// The call or its socket ended. After a disconnect this changes nothing.
+    pub fn lost(&mut self, conn: ConnId) {
+        self.leave(conn, Leave::Lost);
+        self.remove_overflowed();
+        self.conns.remove(&conn);
+        self.ready.remove(&conn);
+    }
+
+    /// The server shuts down: everybody is told and every call ends, also those that still come.
+    pub fn close(&mut self) {
+        self.closed = true;
+        let conns: Vec<ConnId> = self.peers.values().map(|p| p.conn).collect();
+        for conn in &conns {
+            self.leave(*conn, Leave::Lost);
+        }
+        for conn in conns {
+            self.end(conn, Some("coordinator closed"));
+        }
+        self.overflowed.clear();
+    }
+
+    /// The next connection with something to send since it was last named here.
+    pub fn poll_ready(&mut self) -> Option<ConnId> {
+        self.ready.pop_first()
+    }
+
+    /// What a connection is to do next; `None` when there is nothing, or the connection is not known.
+    pub fn poll(&mut self, conn: ConnId) -> Option<Delivery> {
+        let entry = self.conns.get_mut(&conn)?;
+        if let Some(response) = entry.queue.pop_front() {
+            return Some(Delivery::Response(response));
+        }
+        if entry.ended {
+            self.conns.remove(&conn);
+            self.ready.remove(&conn);
+            return Some(Delivery::End);
+        }
+        None
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Whether a peer is connected.
+    #[must_use]
+    pub fn is_connected(&self, id: Uuid) -> bool {
+        self.peers.contains_key(&id)
+    }
+
+    fn apply(&mut self, conn: ConnId, id: Uuid, request: &CoordinateRequest) -> Result<(), AuthError> {
+        if let Some(node) = request.update_self.as_ref().and_then(|u| u.node.clone()) {
+            let node = Arc::new(node);
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.node = Some(Arc::clone(&node));
+            }
+            for partner in self.partners(id) {
+                self.tell_node(partner, id, &node, "node update");
+            }
+        }
+        if let Some(tunnel) = &request.add_tunnel {
+            let to = auth::parse_id(&tunnel.id, "add tunnel")?;
+            self.outgoing.entry(id).or_default().insert(to);
+            self.incoming.entry(to).or_default().insert(id);
+            for (told, about) in [(id, to), (to, id)] {
+                if let Some(node) = self.peers.get(&about).and_then(|p| p.node.clone()) {
+                    self.tell_node(told, about, &node, "add tunnel");
+                }
+            }
+        }
+        if let Some(tunnel) = &request.remove_tunnel {
+            let to = auth::parse_id(&tunnel.id, "remove tunnel")?;
+            if self.outgoing.get(&id).is_some_and(|set| set.contains(&to)) {
+                for (told, about) in [(id, to), (to, id)] {
+                    self.tell_gone(told, about, PeerUpdateKind::Disconnected, "remove tunnel");
+                }
+                self.drop_tunnel(id, to);
+            }
+        }
+        if request.disconnect.is_some() {
+            self.leave(conn, Leave::Graceful);
+            self.end(conn, None);
+        }
+        for ready in &request.ready_for_handshake {
+            let to = auth::parse_id(&ready.id, "ready for handshake")?;
+            if self.partners(id).contains(&to) {
+                let kind = PeerUpdateKind::ReadyForHandshake.into();
+                let update = PeerUpdate { id: id.as_bytes().to_vec(), kind, ..Default::default() };
+                self.tell(to, update);
+            } else {
+                let error = format!("ready for handshake error: you do not share a tunnel with \"{to}\"");
+                self.queue(conn, CoordinateResponse { error, ..Default::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The peers at the other ends of all tunnels from or to `id`.
+    fn partners(&self, id: Uuid) -> BTreeSet<Uuid> {
+        let ends = [self.outgoing.get(&id), self.incoming.get(&id)];
+        ends.into_iter().flatten().flatten().copied().collect()
+    }
+
+    fn drop_tunnel(&mut self, from: Uuid, to: Uuid) {
+        for (map, key, value) in [(&mut self.outgoing, from, to), (&mut self.incoming, to, from)] {
+            if let Some(set) = map.get_mut(&key) {
+                set.remove(&value);
+                if set.is_empty() {
+                    map.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Takes a peer out, if `conn` is still its connection, and tells its partners.
+    fn leave(&mut self, conn: ConnId, how: Leave) {
+        let Some(id) = self.conns.get(&conn).map(|c| c.peer) else { return };
+        if self.peers.get(&id).is_none_or(|p| p.conn != conn) {
+            return;
+        }
+        self.peers.remove(&id);
+        let (kind, reason) = match how {
+            Leave::Lost => (PeerUpdateKind::Lost, "lost"),
+            Leave::Graceful => (PeerUpdateKind::Disconnected, "graceful disconnect"),
+            Leave::Overflow => (PeerUpdateKind::Disconnected, "does not read its updates"),
+        };
+        for partner in self.partners(id) {
+            self.tell_gone(partner, id, kind, reason);
+        }
+        // tunnels to the peer stay: it may come back, and the sources still want it
+        for to in self.outgoing.get(&id).cloned().unwrap_or_default() {
+            self.drop_tunnel(id, to);
+        }
+    }
+
+    fn tell_node(&mut self, to: Uuid, about: Uuid, node: &Arc<Node>, reason: &str) {
+        let Some(conn) = self.peers.get(&to).map(|p| p.conn) else { return };
+        if let Some(update) = self.node_update(conn, about, node, reason) {
+            self.tell(to, update);
+        }
+    }
+
+    /// A NODE update, unless the connection has this very node.
+    fn node_update(&mut self, conn: ConnId, about: Uuid, node: &Arc<Node>, reason: &str) -> Option<PeerUpdate> {
+        let conn = self.conns.get_mut(&conn)?;
+        if conn.sent.get(&about).is_some_and(|sent| sent == node) {
+            return None;
+        }
+        conn.sent.insert(about, Arc::clone(node));
+        Some(PeerUpdate {
+            id: about.as_bytes().to_vec(),
+            node: Some(Node::clone(node)),
+            kind: PeerUpdateKind::Node.into(),
+            reason: reason.into(),
+        })
+    }
+
+    /// Tells a peer that another is gone, if it was ever told of it.
+    fn tell_gone(&mut self, to: Uuid, about: Uuid, kind: PeerUpdateKind, reason: &str) {
+        let Some(conn) = self.peers.get(&to).map(|p| p.conn) else { return };
+        let Some(conn) = self.conns.get_mut(&conn) else { return };
+        if conn.sent.remove(&about).is_some() {
+            let id = about.as_bytes().to_vec();
+            self.tell(to, PeerUpdate { id, kind: kind.into(), reason: reason.into(), ..Default::default() });
+        }
+    }
+
+    fn tell(&mut self, to: Uuid, update: PeerUpdate) {
+        if let Some(conn) = self.peers.get(&to).map(|p| p.conn) {
+            self.queue(conn, CoordinateResponse { peer_updates: vec![update], ..Default::default() });
+        }
+    }
+
+    fn queue(&mut self, id: ConnId, response: CoordinateResponse) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|c| !c.ended) else { return };
+        if response.peer_updates.is_empty() && response.error.is_empty() {
+            return;
+        }
+        if conn.queue.len() >= MAX_QUEUE {
+            self.overflowed.push(id);
+            return;
+        }
+        conn.queue.push_back(response);
+        self.ready.insert(id);
+    }
+
+    /// Ends a connection after what is queued, with a last error.
+    fn end(&mut self, id: ConnId, error: Option<&str>) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|c| !c.ended) else { return };
+        conn.ended = true;
+        if let Some(error) = error {
+            conn.queue.push_back(CoordinateResponse { error: error.into(), ..Default::default() });
+        }
+        self.ready.insert(id);
+    }
+
+    /// Removes the peers that do not read; telling their partners may fill further queues.
+    fn remove_overflowed(&mut self) {
+        while let Some(conn) = self.overflowed.pop() {
+            self.leave(conn, Leave::Overflow);
+            if let Some(entry) = self.conns.get_mut(&conn).filter(|c| !c.ended) {
+                entry.queue.clear();
+                entry.ended = true;
+                self.ready.insert(conn);
+            }
+        }
+    }
+}

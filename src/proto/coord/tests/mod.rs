@@ -1,0 +1,4 @@
+//! Both engines against recorded sessions of the Go implementation, and against each other.
+
+mod replay;
+mod sessions;
