@@ -15,6 +15,8 @@ mod process;
 mod session;
 mod stats;
 mod terminal;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use stats::Counters;
