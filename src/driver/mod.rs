@@ -2,8 +2,11 @@
 
 pub mod clock;
 pub mod dns;
+pub mod endpoints;
 pub mod http;
+pub mod pipe;
 pub mod process;
+pub mod sockets;
 pub mod stdio;
 pub mod terminal;
 pub mod websocket;
