@@ -6,6 +6,7 @@ pub mod endpoints;
 pub mod http;
 pub mod pipe;
 pub mod process;
+pub mod relay;
 pub mod sockets;
 pub mod stdio;
 pub mod terminal;

@@ -193,6 +193,12 @@ impl RelayClient {
         true
     }
 
+    /// Whether the server has set a rate limit, so that packets must go through [`write_packet`](Self::write_packet).
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
     /// Moves the engine's own frames (login, pongs, NotePreferred) to `out`. They go before any packet.
     pub fn poll_output(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.out);
