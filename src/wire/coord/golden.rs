@@ -216,3 +216,10 @@ fn every_path_is_one_of_the_descriptors() {
         assert!(text.contains(&format!("\"{path}\"")), "{path}");
     }
 }
+
+#[test]
+fn a_node_is_dated_to_the_microsecond() {
+    let mut node = tailnet::Node::default();
+    node.set_as_of(crate::base::WallTime::from_unix(std::time::Duration::new(1_700_000_000, 123_456_789)));
+    assert_eq!(hex::encode(node.as_of.unwrap().encode_to_vec()), "0880e2cfaa06108094ef3a");
+}

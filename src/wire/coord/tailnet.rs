@@ -4,6 +4,7 @@
 //! are `()`. Readers must accept unknown fields and unknown enum numbers; enum fields therefore are `i32`.
 #![allow(missing_docs, reason = "fields carry the protocol's names; what is not obvious has a sentence")]
 
+use crate::base::WallTime;
 use prost_types::{Duration, Timestamp};
 use std::{collections::BTreeMap, fmt};
 
@@ -411,6 +412,15 @@ pub enum WorkspaceStatus {
     Deleting = 9,
     Deleted = 10,
 }
+impl Node {
+    /// Sets when this was true, to the microsecond as the Go implementation does. Each announcement needs a new time.
+    pub fn set_as_of(&mut self, at: WallTime) {
+        let at = at.since_unix();
+        let nanos = (at.subsec_micros() * 1_000).cast_signed();
+        self.as_of = Some(Timestamp { seconds: at.as_secs().cast_signed(), nanos });
+    }
+}
+
 impl fmt::Debug for RefreshResumeTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RefreshResumeTokenResponse").field("refresh_in", &self.refresh_in).finish_non_exhaustive()

@@ -38,7 +38,10 @@ fn frame_bytes(frame: &Value) -> Vec<u8> {
     hex::decode(format!("{}{body}", text(&frame["header"]))).unwrap()
 }
 
-/// What travels on a stream, one way.
+/// Stream, kind, message id and data of a packet.
+type Sent = (u32, Kind, u64, Vec<u8>);
+
+/// What travels on a session, one way.
 #[derive(Default)]
 struct Way {
     header: Vec<u8>,
@@ -62,8 +65,8 @@ impl Way {
         }
     }
 
-    /// Stream, kind, message id and data of each packet since `before`, and the streams that were finished since.
-    fn since(&self, before: &Self) -> (Vec<(u32, Kind, u64, Vec<u8>)>, Vec<u32>) {
+    /// The packets since `before`, and the streams that were finished since.
+    fn since(&self, before: &Self) -> (Vec<Sent>, Vec<u32>) {
         let (mut packets, mut finished) = (Vec::new(), Vec::new());
         for (&id, (data, fin)) in &self.streams {
             let (old, old_fin) = before.streams.get(&id).map_or((0, false), |(data, fin)| (data.len(), *fin));
@@ -250,21 +253,19 @@ fn our_server_answers_recorded_peers_as_the_go_server_did() {
     assert!(compared > 35, "{compared}");
 }
 
-type Packets = [(u32, Kind, u64, Vec<u8>)];
-
 /// Where our server means to differ from Go's: what it must send instead.
-fn difference(step: &str) -> Option<fn(&Packets)> {
-    fn unimplemented(packets: &Packets) {
+fn difference(step: &str) -> Option<fn(&[Sent])> {
+    fn unimplemented(packets: &[Sent]) {
         let [(_, Kind::Error, 1, body)] = packets else { panic!("{packets:?}") };
         let error = RpcError::parse(body);
         assert!(error.code == 12 && error.text.contains("unknown rpc: "), "{error:?}");
     }
-    fn refused(packets: &Packets) {
+    fn refused(packets: &[Sent]) {
         let [(_, Kind::Message, 1, body), (_, Kind::Close, 2, _)] = packets else { panic!("{packets:?}") };
         let response = tailnet::CoordinateResponse::decode(body.as_slice()).unwrap();
         assert!(response.error.starts_with("authorization: "), "{response:?}");
     }
-    fn other(_: &Packets) {}
+    fn other(_: &[Sent]) {}
     match step {
         _ if step.starts_with("client calls an unknown path") => Some(unimplemented),
         _ if step.starts_with("client calls the agent API") => Some(unimplemented),
