@@ -120,20 +120,18 @@ impl Relays {
     }
 
     /// Sets the home relay and opens it. The old one stays for a while: peers still look for us there.
-    pub fn set_home(&mut self, now: Instant, home: Option<RegionId>) {
-        let old = std::mem::replace(&mut self.home, home);
-        if old == home {
+    pub fn set_home(&mut self, now: Instant, home: RegionId) {
+        let old = self.home.replace(home);
+        if old == Some(home) {
             return;
         }
-        for region in [old, home].into_iter().flatten() {
+        for region in old.into_iter().chain([home]) {
             self.handle_sent(now, region);
             if self.is_up(region) {
-                self.actions.push_back(Action::NotePreferred { region, preferred: home == Some(region) });
+                self.actions.push_back(Action::NotePreferred { region, preferred: home == region });
             }
         }
-        if let Some(home) = home {
-            self.open(now, home);
-        }
+        self.open(now, home);
     }
 
     /// The home relay.
@@ -189,15 +187,16 @@ impl Relays {
         connection.state = State::BackOff { until: now + wait };
     }
 
-    /// A packet of a known peer came through `region`: it can be reached there.
-    pub fn handle_packet(&mut self, region: RegionId, from: NodeKey) {
-        if !self.is_up(region) {
-            return;
-        }
-        if let Some(route) = self.routes.get_mut(&from) {
-            *route = region;
-        } else if self.routes.len() < MAX_ROUTES {
-            self.routes.insert(from, region);
+    /// A packet of a known peer came through `region`: it can be reached there. Tells whether that is new.
+    pub fn handle_packet(&mut self, region: RegionId, from: NodeKey) -> bool {
+        match self.routes.get(&from) {
+            Some(route) if *route == region => false,
+            _ if !self.is_up(region) => false,
+            None if self.routes.len() >= MAX_ROUTES => false,
+            _ => {
+                self.routes.insert(from, region);
+                true
+            }
         }
     }
 
@@ -365,7 +364,7 @@ mod tests {
     fn the_home_relay_is_opened_at_once_and_never_idle() {
         let mut r = relays();
         assert!(actions(&mut r).is_empty());
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         assert_eq!(actions(&mut r), [open(1, true)]);
         r.handle_up(secs(1), id(1));
         assert_eq!(actions(&mut r), [note(1, true)]);
@@ -395,7 +394,7 @@ mod tests {
         let mut r = relays();
         for n in [3, 77] {
             r.want(secs(0), id(n));
-            r.set_home(secs(0), Some(id(n)));
+            r.set_home(secs(0), id(n));
             assert_eq!(r.route(&PEER.into(), Some(id(n))), None);
         }
         assert!(actions(&mut r).is_empty());
@@ -404,7 +403,7 @@ mod tests {
     #[test]
     fn failures_wait_longer_and_longer_up_to_the_limit() {
         let mut r = relays();
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         actions(&mut r);
         let (mut now, mut waits) = (secs(0), Vec::new());
         for _ in 0..40 {
@@ -425,7 +424,7 @@ mod tests {
     fn a_connection_that_lived_ends_the_series_of_failures_and_one_that_died_at_once_does_not() {
         for (lived, most) in [(1, 240), (10, 15)] {
             let mut r = relays();
-            r.set_home(secs(0), Some(id(1)));
+            r.set_home(secs(0), id(1));
             for _ in 0..3 {
                 r.handle_down(secs(1), id(1));
                 r.handle_timeout(secs(2));
@@ -454,9 +453,10 @@ mod tests {
         let peer = NodeKey::from(PEER);
         assert_eq!(r.route(&peer, None), None);
         assert_eq!(r.route(&peer, Some(id(2))), Some(id(2)));
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         r.handle_up(secs(0), id(1));
-        r.handle_packet(id(1), peer);
+        assert!(r.handle_packet(id(1), peer));
+        assert!(!r.handle_packet(id(1), peer));
         assert_eq!(r.route(&peer, Some(id(2))), Some(id(1)));
         r.want(secs(0), id(2));
         assert_eq!(r.route(&peer, Some(id(2))), Some(id(1)));
@@ -470,7 +470,7 @@ mod tests {
     fn a_learned_route_goes_with_its_connection_or_when_the_relay_says_so() {
         let mut r = relays();
         let peer = NodeKey::from(PEER);
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         r.handle_up(secs(0), id(1));
         r.handle_packet(id(1), peer);
         r.handle_peer_gone(id(2), &peer);
@@ -488,10 +488,10 @@ mod tests {
     #[test]
     fn a_change_of_home_is_told_to_both_and_the_old_one_stays_for_a_minute() {
         let mut r = relays();
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         r.handle_up(secs(0), id(1));
         actions(&mut r);
-        r.set_home(secs(1_000), Some(id(2)));
+        r.set_home(secs(1_000), id(2));
         assert_eq!(actions(&mut r), [note(1, false), open(2, true)]);
         r.handle_timeout(secs(1_059));
         assert!(actions(&mut r).is_empty());
@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn a_region_defined_anew_is_closed_and_opened_again_and_a_vanished_one_closed() {
         let mut r = relays();
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         r.want(secs(0), id(2));
         actions(&mut r);
         r.set_relay_map(secs(1), &map(&[(1, "a"), (2, "b")]));
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn a_link_change_ends_all_waiting_and_without_network_nothing_is_opened() {
         let mut r = relays();
-        r.set_home(secs(0), Some(id(1)));
+        r.set_home(secs(0), id(1));
         actions(&mut r);
         for _ in 0..9 {
             r.handle_down(secs(0), id(1));
