@@ -7,6 +7,7 @@ mod key;
 mod lane;
 mod rng;
 mod time;
+mod timer;
 
 pub use addr::{
     CODER_PREFIX, ParseRegionError, RegionId, TAILSCALE_PREFIX, agent_addresses, client_address, is_overlay, node_id,
@@ -15,3 +16,4 @@ pub use key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret, ParseKeyError};
 pub use lane::{FlowId, Lane, PeerIx, SocketIx, Via};
 pub use rng::Rng;
 pub use time::{Deadline, Instant, WallTime};
+pub use timer::TimerQueue;

@@ -16,18 +16,13 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Deadline, Instant, NodeKey, NodeSecret, PeerIx, Rng};
+use crate::base::{Deadline, Instant, NodeKey, NodeSecret, PeerIx, Rng, TimerQueue};
 use crate::wire::wg::{COOKIE_LEN, MAX_DATAGRAM, Message};
 use boringtun::noise::{Packet, handshake::parse_handshake_anon, rate_limiter::RateLimiter};
 use boringtun::x25519;
 use peer::{Peer, Shared};
 use rustc_hash::FxHashMap;
-use std::{
-    collections::{BTreeSet, VecDeque},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 /// Initiations that are looked at in a burst; each costs a Diffie-Hellman exchange before its sender is known.
 const INITIATION_BURST: u32 = 256;
@@ -157,8 +152,7 @@ pub struct WireGuard {
     /// Upper 24 bits of a receiver index. A random number for each life of a session table, so that packets for a
     /// wiped session find nobody.
     by_index: FxHashMap<u32, PeerIx>,
-    /// At most one entry a peer, at or before its earliest timer.
-    timers: BTreeSet<(Instant, PeerIx)>,
+    timers: TimerQueue<PeerIx>,
     bucket: Bucket,
     public: x25519::PublicKey,
     shared: Shared,
@@ -173,7 +167,7 @@ impl WireGuard {
             peers: FxHashMap::default(),
             by_key: FxHashMap::default(),
             by_index: FxHashMap::default(),
-            timers: BTreeSet::new(),
+            timers: TimerQueue::default(),
             bucket: Bucket { tokens: INITIATION_BURST, at: Instant::ZERO },
             public,
             shared: Shared {
@@ -209,9 +203,7 @@ impl WireGuard {
         let Some(peer) = self.peers.remove(&ix) else { return };
         self.by_index.remove(&peer.index);
         self.by_key.remove(&peer.key);
-        if let Some(at) = peer.scheduled {
-            self.timers.remove(&(at, ix));
-        }
+        self.timers.remove(ix, peer.scheduled);
         self.shared.transmits.retain(|(to, ..)| *to != ix);
     }
 
@@ -340,23 +332,18 @@ impl WireGuard {
 
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(&(at, ix)) = self.timers.first() {
-            if at > now {
-                return;
-            }
-            self.timers.pop_first();
-            if let Some(peer) = self.peers.get_mut(&ix) {
+        while let Some(ix) = self.timers.pop(now) {
+            self.with_peer(ix, |peer, shared| {
                 peer.scheduled = None;
-                peer.handle_timeout(now, &mut self.shared);
-            }
-            self.reschedule(ix);
+                peer.handle_timeout(now, shared);
+            });
         }
     }
 
     /// When [`WireGuard::handle_timeout`] is due; sometimes earlier than anything happens, never later.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        let &(at, ix) = self.timers.first()?;
+        let (at, ix) = self.timers.first()?;
         let why = self.peers.get(&ix).and_then(|p| p.due()).map_or("wireguard", |(_, why)| why);
         Some(Deadline { at, why })
     }
@@ -374,18 +361,11 @@ impl WireGuard {
         }
     }
 
-    /// Moves the peer's entry forward if one of its timers is due before it. An entry that is too early stays: it costs
-    /// one idle call, where exactness would cost a tree operation for each packet.
     fn reschedule(&mut self, ix: PeerIx) {
-        let Some(peer) = self.peers.get_mut(&ix) else { return };
-        let Some((due, _)) = peer.due() else { return };
-        if peer.scheduled.is_some_and(|at| at <= due) {
-            return;
+        if let Some(peer) = self.peers.get_mut(&ix) {
+            let due = peer.due().map(|(at, _)| at);
+            self.timers.schedule(ix, &mut peer.scheduled, due);
         }
-        if let Some(at) = peer.scheduled.replace(due) {
-            self.timers.remove(&(at, ix));
-        }
-        self.timers.insert((due, ix));
     }
 }
 
