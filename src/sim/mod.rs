@@ -1,5 +1,6 @@
 //! Test support: a virtual network with NATs, relays and its own clock.
 
+pub mod fuzz;
 mod internet;
 mod link;
 mod nat;

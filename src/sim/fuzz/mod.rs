@@ -1,0 +1,54 @@
+//! What the fuzz targets run: bytes in, claims checked inside. `fuzz/` only calls these.
+//!
+//! A function here must hold for every input; a breach is a panic. `cargo test` replays the committed corpus and mutates it.
+
+mod coord;
+
+pub use coord::{coord_stream, drpc};
+
+/// Every target by the name of its corpus folder.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[("coord_stream", coord_stream), ("drpc", drpc)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use std::{fs, path::Path};
+
+    fn corpus(target: &str) -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files.iter().map(|path| fs::read(path).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_target_holds_on_its_corpus() {
+        for (name, target) in TARGETS {
+            let inputs = corpus(name);
+            assert!(!inputs.is_empty(), "{name} has no corpus");
+            inputs.iter().for_each(|input| target(input));
+        }
+    }
+
+    #[test]
+    fn every_target_holds_on_damaged_inputs_of_its_corpus() {
+        let mut rng = Rng::from_u64(5);
+        for (name, target) in TARGETS {
+            for input in corpus(name) {
+                for _ in 0..200 {
+                    let mut damaged = input.clone();
+                    for _ in 0..=rng.below(6) {
+                        let at = rng.below(damaged.len() as u64) as usize;
+                        match rng.below(3) {
+                            0 => damaged[at] = rng.u32() as u8,
+                            1 => damaged.truncate(at + 1),
+                            _ => damaged.insert(at, rng.u32() as u8),
+                        }
+                    }
+                    target(&damaged);
+                }
+            }
+        }
+    }
+}
