@@ -42,7 +42,7 @@ impl phy::Device for Port<'_> {
     }
 
     fn transmit(&mut self, _: time::Instant) -> Option<Output<'_>> {
-        (self.emitted == 0).then(|| Output { buffer: self.output, emitted: &mut self.emitted })
+        (self.emitted == 0).then_some(Output { buffer: self.output, emitted: &mut self.emitted })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -277,7 +277,6 @@ impl Netstack {
             flow.kick(now, &mut bytes);
             let id = flow.id;
             self.counters.syns += u64::from(flow.stats.syns - before.syns);
-            self.counters.retransmits += u64::from(flow.stats.retransmits - before.retransmits);
             self.send(peer, Some(id), true, bytes);
             self.mark(slot);
         }
@@ -318,7 +317,9 @@ impl Netstack {
 
     pub(super) fn handle_flow_timeout(&mut self, now: Instant, slot: u32) {
         let Some(flow) = self.flows.get_mut(slot as usize) else { return };
-        flow.check_patience(now);
+        let before = flow.stats;
+        flow.handle_timeout(now);
+        self.counters.timeouts += u64::from(flow.stats.timeouts - before.timeouts);
         if flow.released.is_some_and(|until| until <= now) {
             let (peer, mut bytes) = (flow.peer, Vec::new());
             flow.abort(&mut bytes);

@@ -3,6 +3,11 @@
 mod world;
 
 mod basics;
+mod datagrams;
+mod flow_control;
+mod life;
+mod path_change;
 
 use super::*;
+use crate::wire::ip::{TcpFlags, TcpOptions};
 use world::{Link, Side, World, ms, secs};

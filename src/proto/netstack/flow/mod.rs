@@ -4,11 +4,14 @@
 //! the engine lacks: retransmission at once when a path has changed, recovery of several losses without waiting for
 //! the timer, a repeated SYN-ACK for a repeated SYN, a user timeout that survives a suspended host.
 
+mod repair;
+
 use super::device::Port;
 use crate::{
     base::{FlowId, Instant, PeerIx},
     wire::ip::{FlowKey, HEADER_LEN as IPV6_HEADER, Ipv6, MTU, Tcp, TcpFlags, TcpOptions},
 };
+use repair::{Again, Flight, Repair, Repeat, before};
 use smallvec::SmallVec;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
@@ -78,6 +81,8 @@ pub struct FlowStats {
     pub retransmits: u32,
     /// Retransmission timeouts.
     pub timeouts: u32,
+    /// Segments sent again because nothing was heard for two round trips.
+    pub probes: u32,
     /// Times that a path change made it send again.
     pub kicks: u32,
     /// Bytes taken from the owner.
@@ -138,16 +143,9 @@ pub(super) struct Flow {
     peer_window: Option<u16>,
     /// Whether the newest segment we sent was a SYN, whose window is not scaled.
     sent_only_syn: bool,
-    /// ACKs in a row that repeat the same number.
-    duplicates: u8,
-    /// Set from a loss until everything sent before it is acknowledged.
-    recovery: Option<Recovery>,
-    /// Retransmissions since the peer was heard.
-    unanswered: u32,
-    /// Since when something is in flight and nothing was heard.
-    stalled_since: Option<Instant>,
-    /// Whether the next repeated segment is of our making, not of the engine's timer.
-    sending_again: bool,
+    repair: Repair,
+    /// When the SYN or SYN-ACK left, as long as it left once only.
+    syn_sent: Option<Instant>,
     /// The window field of the newest segment we sent.
     sent_window: u16,
     /// Consumed by the owner but not yet taken from the engine, see [`Flow::consume`].
@@ -169,20 +167,6 @@ pub(super) enum Turn {
     Quiet,
     /// Never again.
     Over,
-}
-
-/// How a loss is being repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Recovery {
-    /// Everything below was sent before the loss was noticed.
-    until: u32,
-    /// Whether the engine sends everything again (after its timeout) or one segment a time.
-    whole: bool,
-}
-
-/// Whether `a` comes before `b` in sequence space.
-const fn before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b).cast_signed()) < 0
 }
 
 fn smol(now: Instant) -> time::Instant {
@@ -224,11 +208,8 @@ impl Flow {
             snd_max: 0,
             peer_window: None,
             sent_only_syn: true,
-            duplicates: 0,
-            recovery: None,
-            unanswered: 0,
-            stalled_since: None,
-            sending_again: false,
+            repair: Repair::default(),
+            syn_sent: None,
             sent_window: 0,
             consumed: 0,
             fin_wanted: false,
@@ -345,8 +326,7 @@ impl Flow {
         let mut port = Port::new(Some(packet), reply);
         self.iface.poll_ingress_single(smol(now), &mut port, &mut self.sockets);
         let emitted = port.emitted();
-        self.stalled_since = None;
-        self.unanswered = 0;
+        self.repair.handle_heard();
         let state = self.state();
         if syn && self.irs.is_none() && matches!(state, State::SynReceived | State::Established) {
             self.irs = Some(tcp.seq);
@@ -360,7 +340,7 @@ impl Flow {
         }
         self.fin_seen |= matches!(state, State::CloseWait | State::Closing | State::LastAck | State::TimeWait);
         if before_state != state {
-            self.follow(before_state, state);
+            self.follow(now, before_state, state);
         }
         self.watch_acks(now, tcp, una);
         let len = emitted?;
@@ -400,7 +380,7 @@ impl Flow {
     }
 
     /// Acts on a change of the engine's state.
-    fn follow(&mut self, from: State, to: State) {
+    fn follow(&mut self, now: Instant, from: State, to: State) {
         match to {
             State::Closed | State::Listen => {
                 self.end = Some(match from {
@@ -411,6 +391,9 @@ impl Flow {
             }
             State::Established | State::CloseWait if matches!(from, State::SynSent | State::SynReceived) => {
                 self.syn.clear();
+                if let Some(sent) = self.syn_sent.take() {
+                    self.repair.add_sample(now - sent);
+                }
                 if self.fin_wanted {
                     self.tcp().close();
                 }
@@ -419,29 +402,31 @@ impl Flow {
         }
     }
 
-    /// Repairs losses that the engine would leave to its timer.
-    ///
-    /// It sends one segment again after three duplicate ACKs and then waits a whole timeout for the next hole. An ACK
-    /// that moves on but not to the end of what was sent before the loss shows the next hole (RFC 6582).
+    /// Has the engine repair losses that it would leave to its timer.
     fn watch_acks(&mut self, now: Instant, tcp: &Tcp<'_>, una_before: u32) {
         if self.end.is_some() || self.is_opening() || !tcp.flags.has(TcpFlags::ACK) {
             return;
         }
-        let una = self.una();
-        let moved = before(una_before, una);
-        if moved {
-            self.duplicates = 0;
-        } else if tcp.payload.is_empty() && tcp.ack == una && before(una, self.snd_max) {
-            self.duplicates = self.duplicates.saturating_add(1);
-            if self.duplicates == 3 && self.recovery.is_none() {
-                self.recovery = Some(Recovery { until: self.snd_max, whole: false });
-                self.sending_again = true;
-            }
+        let flight = self.flight();
+        let is_duplicate = tcp.payload.is_empty() && tcp.ack == flight.una;
+        let again = self.repair.handle_ack(now, una_before, flight, is_duplicate);
+        self.send_again(now, again);
+    }
+
+    fn flight(&self) -> Flight {
+        Flight { una: self.una(), max: self.snd_max }
+    }
+
+    fn send_again(&mut self, now: Instant, again: Option<Again>) {
+        if again != Some(Again::First) {
+            // To start over, the engine gets its next turn at the time of its own timer, see `engine_time`.
+            return;
         }
-        match self.recovery {
-            Some(recovery) if !before(una, recovery.until) => self.recovery = None,
-            Some(Recovery { whole: false, .. }) if moved => self.send_first_again(now),
-            _ => {}
+        if self.view().send_queue() > 0 {
+            self.send_first_again(now);
+        } else {
+            // A lone FIN is sent again by the engine's timer only.
+            self.repair.start_over();
         }
     }
 
@@ -455,7 +440,6 @@ impl Flow {
             1 => &[2, 1, 1, 1, 1],
             _ => &[window - 1, window, window, window, window],
         };
-        self.sending_again = true;
         let (ack, seq) = (self.una(), self.rcv_nxt());
         let (mut packet, mut scratch) = (Vec::with_capacity(HEADERS), [0; 128]);
         for window in steps {
@@ -492,28 +476,41 @@ impl Flow {
     }
 
     /// Sends at once again what is unacknowledged: the path has changed, and what was in flight may be lost. Segments
-    /// with data follow at the flow's next turn; a SYN or a lone FIN, which the engine leaves to its timer, goes to
-    /// `out`.
+    /// with data follow at the flow's next turn; the SYN, which the engine leaves to its timer, goes to `out`.
     pub(super) fn kick(&mut self, now: Instant, out: &mut Vec<u8>) {
         if self.end.is_some() {
             return;
         }
-        match self.state() {
-            State::SynSent | State::SynReceived => {
-                out.extend_from_slice(&self.syn);
-                self.stats.syns += u32::from(!self.syn.is_empty());
-            }
-            _ if self.view().send_queue() > 0 && (self.in_flight() > 0 || self.peer_window == Some(0)) => {
-                self.recovery = Some(Recovery { until: self.snd_max, whole: false });
-                self.send_first_again(now);
-            }
-            State::FinWait1 | State::Closing | State::LastAck if self.in_flight() > 0 => {
-                self.write_bare(self.una(), TcpFlags::FIN.with(TcpFlags::ACK), out);
-                self.stats.retransmits += 1;
-            }
-            _ => return,
+        if self.is_opening() {
+            out.extend_from_slice(&self.syn);
+            self.stats.syns += u32::from(!self.syn.is_empty());
+            self.stats.kicks += u32::from(!self.syn.is_empty());
+            self.syn_sent = None;
+            return;
         }
-        self.stats.kicks += 1;
+        let again = self.repair.handle_path_change(now, self.flight());
+        self.send_again(now, again);
+        let closed = self.peer_window == Some(0) && self.view().send_queue() > 0;
+        if again.is_none() && closed {
+            self.send_first_again(now);
+        }
+        self.stats.kicks += u32::from(again.is_some() || closed);
+    }
+
+    /// Lets time pass.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.end.is_some() {
+            return;
+        }
+        if !self.is_opening() {
+            let (again, is_timeout) = self.repair.handle_timeout(now, self.flight());
+            self.stats.timeouts += u32::from(is_timeout);
+            self.stats.probes += u32::from(again.is_some() && !is_timeout);
+            self.send_again(now, again);
+        }
+        if self.repair.is_silent(now, USER_TIMEOUT, USER_TIMEOUT_TRIES) {
+            self.end = Some(CloseReason::TimedOut);
+        }
     }
 
     /// One turn of sending: at most one packet into `buf`.
@@ -522,61 +519,63 @@ impl Flow {
             return None;
         }
         let from = self.state();
+        let engine_now = self.engine_time(now);
         let mut port = Port::new(None, buf);
-        self.iface.poll_egress(smol(now), &mut port, &mut self.sockets);
+        self.iface.poll_egress(engine_now, &mut port, &mut self.sockets);
         let emitted = port.emitted();
         let to = self.state();
         if from != to {
-            self.follow(from, to);
+            self.follow(now, from, to);
         }
-        let len = emitted?;
-        let packet = buf.get_mut(..len)?;
+        let Some(packet) = emitted.and_then(|len| buf.get_mut(..len)) else {
+            self.repair.forget_asked();
+            return None;
+        };
         Tcp::seal(packet);
         let tcp = Tcp::parse(packet.get(IPV6_HEADER..)?).ok()?;
-        let seq_len = tcp.seq_len();
-        let is_syn = tcp.flags.has(TcpFlags::SYN);
-        let end = tcp.seq.wrapping_add(seq_len);
-        let is_probe = self.peer_window == Some(0) && tcp.payload.len() == 1;
-        if is_syn {
-            let is_repeat = !self.syn.is_empty();
-            if !is_repeat {
-                self.iss = tcp.seq;
-                self.snd_max = end;
-                self.syn = SmallVec::from_slice(packet);
-            }
-            self.stats.syns += 1;
-            self.unanswered += u32::from(is_repeat);
-        } else if is_probe {
-            // The engine does not count a probe of a closed window as sent.
-            self.unanswered += 1;
-        } else if seq_len > 0 {
-            if before(tcp.seq, self.snd_max) {
-                self.note_repeat(tcp.seq);
-            }
-            if before(self.snd_max, end) {
-                self.snd_max = end;
-            }
-        }
-        self.sent_only_syn = is_syn;
+        let takes_space = tcp.seq_len() > 0;
+        self.sent_only_syn = tcp.flags.has(TcpFlags::SYN);
         self.sent_window = tcp.window;
-        if seq_len > 0 && self.stalled_since.is_none() {
-            self.stalled_since = Some(now);
+        let len = packet.len();
+        if self.sent_only_syn {
+            self.note_syn(now, tcp.seq, packet);
+        } else if self.peer_window == Some(0) && tcp.payload.len() == 1 {
+            // The engine does not count a probe of a closed window as sent.
+            self.repair.handle_engine_repeat(now);
+        } else if takes_space {
+            self.note_sent(now, tcp.seq, tcp.seq.wrapping_add(tcp.seq_len()));
         }
-        Some(Emitted { len, expects_answer: seq_len > 0 })
+        Some(Emitted { len, expects_answer: takes_space })
     }
 
-    /// Counts a repeated segment and finds out why it was repeated.
-    fn note_repeat(&mut self, seq: u32) {
-        self.stats.retransmits += 1;
-        let first = seq == self.una();
-        self.unanswered += u32::from(first);
-        if std::mem::take(&mut self.sending_again) {
-            return;
+    /// The time that the engine is told at its turn: when everything must be sent again, that of its own timer.
+    fn engine_time(&mut self, now: Instant) -> time::Instant {
+        let now = smol(now);
+        if self.repair.asked() != Some(Again::All) {
+            return now;
         }
-        let whole = matches!(self.recovery, Some(Recovery { whole: true, .. }));
-        if !whole || (first && self.unanswered > 1) {
-            self.stats.timeouts += 1;
-            self.recovery = Some(Recovery { until: self.snd_max, whole: true });
+        self.iface.poll_at(now, &self.sockets).map_or(now, |at| at.max(now))
+    }
+
+    fn note_syn(&mut self, now: Instant, seq: u32, packet: &[u8]) {
+        self.stats.syns += 1;
+        if self.syn.is_empty() {
+            self.iss = seq;
+            self.snd_max = seq.wrapping_add(1);
+            self.syn = SmallVec::from_slice(packet);
+            self.syn_sent = Some(now);
+        } else {
+            self.syn_sent = None;
+            self.repair.handle_engine_repeat(now);
+        }
+    }
+
+    fn note_sent(&mut self, now: Instant, seq: u32, end: u32) {
+        let repeat = self.repair.handle_sent(now, seq, end, self.flight());
+        self.stats.retransmits += u32::from(repeat != Repeat::No);
+        self.stats.timeouts += u32::from(repeat == Repeat::EngineTimeout);
+        if before(self.snd_max, end) {
+            self.snd_max = end;
         }
     }
 
@@ -591,19 +590,10 @@ impl Flow {
         }
         let at = self.iface.poll_at(smol(now), &self.sockets);
         let at = at.map(|at| Instant::from_nanos(u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1_000)));
-        match (at, self.released) {
-            (Some(at), _) if at <= now => Turn::Now,
-            (Some(at), Some(linger)) => Turn::At(at.min(linger)),
-            (at, linger) => at.or(linger).map_or(Turn::Quiet, Turn::At),
+        if at.is_some_and(|at| at <= now) || self.repair.asked() == Some(Again::All) {
+            return Turn::Now;
         }
-    }
-
-    /// Gives up when the peer has been silent for too long.
-    pub(super) fn check_patience(&mut self, now: Instant) {
-        let silent = self.stalled_since.is_some_and(|since| now - since >= USER_TIMEOUT);
-        if self.end.is_none() && silent && self.unanswered >= USER_TIMEOUT_TRIES {
-            self.end = Some(CloseReason::TimedOut);
-        }
+        [at, self.released, self.repair.due()].into_iter().flatten().min().map_or(Turn::Quiet, Turn::At)
     }
 
     /// Ends the flow without a word to the peer.
