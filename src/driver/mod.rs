@@ -1,6 +1,7 @@
 //! L4: tokio, sockets, HTTP and the data loop.
 
 pub mod clock;
+pub mod control;
 pub mod dns;
 pub mod endpoints;
 pub mod http;
