@@ -29,7 +29,7 @@ const MIRROR_REFUTED_MAX: u32 = 4;
 /// … until none has come for this long.
 const MIRROR_FORGET: Duration = Duration::from_secs(60);
 /// Copies by relay must come in for this long before they count: a peer in a short doubt sends some, too.
-const COPIES: Duration = Duration::from_millis(300);
+const COPIES: Duration = Duration::from_millis(150);
 /// Copies further apart belong to different doubts.
 const COPIES_GAP: Duration = Duration::from_secs(2);
 /// Longest distance between two probes of a doubted address.
@@ -213,7 +213,7 @@ impl Trust {
         };
         self.copies = Some((first, now));
         let Some(best) = self.best else { return false };
-        now - first > COPIES.max(best.smoothed * 3) && self.heard_by_relay(now)
+        now - first > COPIES.max(best.smoothed * 2) && self.heard_by_relay(now)
     }
 
     /// Data came from an address that nobody knew. Returns whether that starts a doubt.
@@ -405,8 +405,8 @@ mod tests {
     fn copies_by_relay_count_when_they_last() {
         let mut trust = proven();
         assert!(!trust.copy_by_relay(at(1_000)));
-        assert!(!trust.copy_by_relay(at(1_290)));
-        assert!(trust.copy_by_relay(at(1_310)));
+        assert!(!trust.copy_by_relay(at(1_150)));
+        assert!(trust.copy_by_relay(at(1_151)));
         let mut trust = proven();
         for far in 1..9 {
             assert!(!trust.copy_by_relay(at(far * 2_001)), "each belongs to a doubt of its own");
