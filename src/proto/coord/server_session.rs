@@ -92,7 +92,7 @@ pub enum Death {
     /// No answer to a ping for too long.
     #[error("liveness probe failed")]
     Silent,
-    /// More unfinished packets than [`MAX_PARTIAL`].
+    /// More than `MAX_PARTIAL` bytes of unfinished packets.
     #[error("too much unfinished data")]
     Hoard,
     /// The socket ended.
