@@ -3,17 +3,23 @@
 //! A function here must hold for every input; a breach is a panic. `cargo test` replays the committed corpus and mutates it.
 
 mod coord;
+mod wire;
 
 pub use coord::{coord_stream, drpc};
+pub use wire::{derp_frames, disco, stun};
 
 /// Every target by the name of its corpus folder.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("coord_stream", coord_stream), ("drpc", drpc)];
+pub const TARGETS: &[(&str, fn(&[u8]))] =
+    &[("coord_stream", coord_stream), ("derp_frames", derp_frames), ("disco", disco), ("drpc", drpc), ("stun", stun)];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::Rng;
     use std::{fs, path::Path};
+
+    const MAX_FILES: usize = 20;
+    const MAX_BYTES: usize = 4_096;
 
     fn corpus(target: &str) -> Vec<Vec<u8>> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -23,10 +29,31 @@ mod tests {
     }
 
     #[test]
+    fn every_target_has_a_small_corpus_and_a_fuzz_target_and_nothing_else_does() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let names = |folder: &str| {
+            let entries = fs::read_dir(fuzz.join(folder)).unwrap();
+            let names = entries.map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let targets: std::collections::BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(names("corpus"), targets);
+        assert_eq!(names("fuzz_targets"), targets);
+        let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+        for name in targets {
+            assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml lacks {name}");
+            let inputs = corpus(&name);
+            assert!(inputs.len() <= MAX_FILES, "{name} has {} inputs", inputs.len());
+            assert!(inputs.iter().all(|input| input.len() <= MAX_BYTES), "{name} has an input that is too long");
+        }
+    }
+
+    #[test]
     fn every_target_holds_on_its_corpus() {
         for (name, target) in TARGETS {
             let inputs = corpus(name);
             assert!(!inputs.is_empty(), "{name} has no corpus");
+            target(&[]);
             inputs.iter().for_each(|input| target(input));
         }
     }
