@@ -153,6 +153,8 @@ pub struct ClientSession {
     now: Instant,
     closed: bool,
     next_call: u64,
+    /// Whether sockets coordinate.
+    coordinating: bool,
     coordinate: Option<StreamId>,
     last_error: String,
     node: Option<Node>,
@@ -180,6 +182,7 @@ impl ClientSession {
             now,
             closed: false,
             next_call: 0,
+            coordinating: role == Role::Client,
             coordinate: None,
             last_error: String::new(),
             node: None,
@@ -194,10 +197,12 @@ impl ClientSession {
         session
     }
 
-    /// Begins anew on a fresh socket: node and tunnels are told again, calls of the old socket fail.
+    /// Begins anew on a fresh socket: node and tunnels are told again, calls of the old socket fail. A
+    /// [`ClientEvent::Closed`] that was not taken yet is dropped, so that every later one is about this socket.
     pub fn restart(&mut self, now: Instant) {
         self.now = now;
         self.close(CloseReason::Ended);
+        self.events.retain(|event| !matches!(event, ClientEvent::Closed(_)));
         self.yamux = Session::client();
         self.liveness = Liveness::keepalive(now);
         self.closed = false;
@@ -212,14 +217,18 @@ impl ClientSession {
     }
 
     fn begin(&mut self) {
-        if self.role == Role::Client {
+        if self.coordinating {
             self.open_coordination();
+        }
+        if self.role == Role::Client {
             self.refresh_token();
         }
     }
 
-    /// Opens Coordinate and StreamDERPMaps: at once for clients, after the manifest for agents. A second call does nothing.
+    /// Opens Coordinate and StreamDERPMaps on this and every later socket: at once for clients, after the first manifest
+    /// for agents. A second call does nothing.
     pub fn open_coordination(&mut self) {
+        self.coordinating = true;
         if self.closed || self.coordinate.is_some() {
             return;
         }

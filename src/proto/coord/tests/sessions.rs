@@ -299,6 +299,32 @@ fn a_lost_socket_is_lost_for_the_peer_and_a_redial_tells_everything_again() {
 }
 
 #[test]
+fn an_agent_coordinates_again_on_its_next_socket() {
+    let (mut world, agent, client) = joined();
+    world.sockets[agent].client.handle_closed();
+    world.sockets[agent].server.handle_closed();
+    world.settle();
+    assert_eq!(world.sockets[client].updates(), [(AGENT, PeerUpdateKind::Lost)]);
+    let now = world.now;
+    world.sockets[agent].redial(now);
+    world.settle();
+    assert_eq!(world.sockets[client].updates(), [(AGENT, PeerUpdateKind::Node)]);
+    assert_eq!(world.sockets[agent].updates(), [(CLIENT, PeerUpdateKind::Node)]);
+}
+
+#[test]
+fn an_end_of_the_old_socket_is_never_taken_for_one_of_the_new() {
+    let mut session = ClientSession::new(ClientRole::Client, START);
+    let call = session.call(START, "/x", &[]);
+    session.restart(START);
+    let events: Vec<ClientEvent> = std::iter::from_fn(|| session.poll_event()).collect();
+    assert_eq!(events, [ClientEvent::Reply { call, result: Err(CallError::Closed) }]);
+    session.handle_closed();
+    session.restart(START);
+    assert_eq!(session.poll_event(), None);
+}
+
+#[test]
 fn only_the_newest_node_is_sent_when_the_socket_is_slow() {
     let (mut world, agent, client) = joined();
     let long = |version| Node { endpoints: vec!["192.0.2.1:1".into(); 4_000], ..node(AGENT, version) };
