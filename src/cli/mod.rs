@@ -6,6 +6,7 @@ mod create;
 mod deployment;
 mod list;
 mod login;
+mod logs;
 mod output;
 mod ssh;
 mod target;

@@ -1,0 +1,48 @@
+//! Log lines on standard error, in the shape that support staff know: `DATE TIME [info]  target: text  key=value`.
+
+use crate::driver::clock;
+use std::fmt;
+use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    registry::LookupSpan,
+};
+
+/// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
+pub(super) fn start(level: LevelFilter) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.min(level).into())
+        .parse_lossy(format!("tailnet={level}"));
+    // A second subscriber in one process is refused, and the first one goes on.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(Line).try_init();
+}
+
+/// The level of `-v`.
+pub(super) const fn level(verbose: bool, quiet: LevelFilter) -> LevelFilter {
+    if verbose { LevelFilter::DEBUG } else { quiet }
+}
+
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let since = clock::wall().since_unix();
+        let at = jiff::Timestamp::new(i64::try_from(since.as_secs()).unwrap_or(0), 0).unwrap_or_default();
+        let at = at.to_zoned(jiff::tz::TimeZone::UTC);
+        let level = match *event.metadata().level() {
+            Level::ERROR => "erro",
+            Level::WARN => "warn",
+            Level::INFO => "info",
+            Level::DEBUG => "debu",
+            Level::TRACE => "trac",
+        };
+        let target = event.metadata().target().trim_start_matches("tailnet::");
+        write!(out, "{}.{:03} [{level}]  {target}: ", at.strftime("%F %T"), since.subsec_millis())?;
+        ctx.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
+}
