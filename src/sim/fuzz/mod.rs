@@ -8,8 +8,11 @@ mod wire;
 pub use coord::{coord_stream, drpc};
 pub use wire::{derp_frames, disco, stun};
 
+/// Runs one input; a claim that does not hold is a panic.
+pub type Target = fn(&[u8]);
+
 /// Every target by the name of its corpus folder.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+pub const TARGETS: &[(&str, Target)] =
     &[("coord_stream", coord_stream), ("derp_frames", derp_frames), ("disco", disco), ("drpc", drpc), ("stun", stun)];
 
 #[cfg(test)]

@@ -305,4 +305,22 @@ mod tests {
         assert!(RpcError::unimplemented("/a/B").text.contains("unknown rpc: "));
         assert!(!RpcError::plain("nothing to do with it").is_unimplemented());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_frame_head_is_read_as_it_was_written(bits in 0_u8..64, done: bool, control: bool, stream: u64, message: u64, len in 0..=MAX_PACKET) {
+            let header = FrameHeader { kind: Kind::from_bits(bits), done, control, stream, message, len };
+            let mut out = Vec::new();
+            header.write(&mut out);
+            proptest::prop_assert_eq!(FrameHeader::parse(&out), Ok(Some((header, out.len()))));
+        }
+
+        #[test]
+        fn any_varint_is_read_as_it_was_written(value: u64, rest: Vec<u8>) {
+            let mut out = Vec::new();
+            write_varint(value, &mut out);
+            out.extend_from_slice(&rest);
+            proptest::prop_assert_eq!(read_varint(&out), Ok(Some((value, rest.as_slice()))));
+        }
+    }
 }

@@ -170,4 +170,15 @@ mod tests {
         kind[1] = 4;
         assert_eq!(Header::parse(&kind), Err(ParseError::Kind(4)));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_header_that_is_read_is_written_the_same(bytes: [u8; HEADER]) {
+            if let Ok(header) = Header::parse(&bytes) {
+                let mut out = Vec::new();
+                header.write(&mut out);
+                proptest::prop_assert_eq!(out, bytes);
+            }
+        }
+    }
 }

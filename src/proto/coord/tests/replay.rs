@@ -440,6 +440,46 @@ fn our_agent_says_what_the_go_agent_said() {
 }
 
 #[test]
+fn the_first_messages_of_real_sockets_are_answered() {
+    let vectors: Value = serde_json::from_str(include_str!("../../../../tests/vectors/wire/control-socket.json")).unwrap();
+    let messages = |socket: &Value, of: &str| -> Vec<Vec<u8>> {
+        let list = socket[of].as_array().unwrap().iter();
+        list.filter_map(|m| m["payload"].as_str()).map(|m| hex::decode(m).unwrap()).collect()
+    };
+    let [agent, client, ..] = vectors["sockets"].as_array().unwrap().as_slice() else { panic!("sockets") };
+    let mut session = ServerSession::new(ServerRole::Agent, NOW);
+    let mut ours = Way::default();
+    for message in messages(agent, "client_messages") {
+        session.handle_bytes(NOW, &message);
+        if let Some(ServerEvent::Call { call, path, .. }) = session.poll_event() {
+            assert_eq!(path, crate::wire::coord::agent::GET_MANIFEST);
+            session.reply(call, Ok(b"\x7a\x04main"));
+        }
+        let mut out = Vec::new();
+        session.poll_output(&mut out);
+        ours.take(&out);
+    }
+    let mut recorded = Way::default();
+    recorded.take(&messages(agent, "server_messages").concat());
+    assert_eq!(ours.streams, recorded.streams);
+
+    let mut session = ServerSession::new(ServerRole::Client, NOW);
+    session.handle_bytes(NOW, &messages(client, "client_messages").concat());
+    let events: Vec<ServerEvent> = std::iter::from_fn(|| session.poll_event()).collect();
+    let [
+        ServerEvent::CoordinateOpened { .. },
+        ServerEvent::Coordinate { request, .. },
+        ServerEvent::DerpMapsWanted,
+        ServerEvent::Call { path, .. },
+    ] = events.as_slice()
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!(request.add_tunnel.as_ref().unwrap().id, id(&self::vectors(), "agent").as_bytes());
+    assert_eq!(path, tailnet::REFRESH_RESUME_TOKEN);
+}
+
+#[test]
 fn a_server_without_the_streaming_call_ends_the_socket_and_one_without_tokens_does_not() {
     let unimplemented = "07010115000000000000000c556e696d706c656d656e746564";
     let frame = |stream: u32| {
