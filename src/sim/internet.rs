@@ -137,6 +137,8 @@ pub(crate) struct Internet {
     events: BTreeMap<(Instant, u64), InFlight>,
     sequence: u64,
     losses: Losses,
+    /// Datagrams that vanish on their way between sites.
+    filter: Option<fn(&[u8]) -> bool>,
     rng: Rng,
 }
 
@@ -152,8 +154,13 @@ impl Internet {
             events: BTreeMap::new(),
             sequence: 0,
             losses: Losses { chance: 0, too_long: 0, queue: 0, filtered: 0, unroutable: 0, cut: 0 },
+            filter: None,
             rng,
         }
+    }
+
+    pub(crate) const fn set_filter(&mut self, filter: Option<fn(&[u8]) -> bool>) {
+        self.filter = filter;
     }
 
     pub(crate) fn add_site(&mut self, nat: Option<NatKind>, conditions: Conditions) -> SiteIx {
@@ -315,6 +322,12 @@ impl Internet {
         }
     }
 
+    /// The round trip between two hosts on idle links.
+    pub(crate) fn round_trip(&self, a: HostIx, b: HostIx) -> Duration {
+        let latency = |host| self.site_of(host).and_then(|s| self.site(s)).map_or(Duration::ZERO, |s| s.up.conditions.latency);
+        2 * (latency(a) + latency(b))
+    }
+
     pub(crate) fn next_event(&self) -> Option<Instant> {
         self.events.keys().next().map(|(at, _)| *at)
     }
@@ -340,7 +353,8 @@ impl Internet {
 
     fn enter_site(&mut self, now: Instant, here: SiteIx, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         let source = self.site_at(from.ip());
-        if source.is_some_and(|source| self.cuts.contains(&(source, here))) {
+        let cut = source.is_some_and(|source| self.cuts.contains(&(source, here)));
+        if cut || self.filter.is_some_and(|filter| filter(&bytes)) {
             self.losses.cut += 1;
             return;
         }

@@ -66,10 +66,6 @@ impl Nat {
         self.kind
     }
 
-    pub(crate) const fn outside(&self) -> IpAddr {
-        self.outside
-    }
-
     /// The outside address of a packet from `inside` to `to`; opens or refreshes its mapping.
     pub(crate) fn translate_out(&mut self, now: Instant, inside: SocketAddr, to: SocketAddr, rng: &mut Rng) -> SocketAddr {
         let key = match self.kind.mapping {

@@ -26,8 +26,10 @@ pub struct Drops {
     pub junk: u64,
     /// STUN that no request of ours asked for.
     pub stun: u64,
-    /// WireGuard that did not open: no such session, forged, or a duplicate copy.
+    /// WireGuard that did not open: no such session, or forged.
     pub wireguard: u64,
+    /// WireGuard that had come before on another way.
+    pub copies: u64,
     /// An inner packet whose source is not one of its peer's addresses.
     pub foreign_source: u64,
     /// The second copy of a packet found its lane full.

@@ -78,6 +78,10 @@ pub(super) struct Peer {
     pub(super) programmed: bool,
     /// The way its last handshake initiation came: the answer goes back that way too.
     pub(super) initiated_via: Option<Via>,
+    /// The region through which it was heard last, as long as that route holds.
+    heard: Option<RegionId>,
+    /// When a packet last went to it.
+    pub(super) last_sent: Option<Instant>,
     gate: Option<Instant>,
     lost: Option<Instant>,
     /// When the LOST timer looks again.
@@ -94,7 +98,7 @@ pub(super) enum Change {
     /// It is known and waits for its gate.
     Wait(PeerIx),
     /// Take it out of every engine.
-    Remove(PeerIx, Gone),
+    Remove(PeerIx, NodeKey, Gone),
 }
 
 /// Why a peer is taken out.
@@ -150,10 +154,6 @@ impl Peers {
         self.by_key.get(key).copied()
     }
 
-    pub(super) fn is_destination(&self, id: Uuid) -> bool {
-        self.destinations.contains(&id)
-    }
-
     pub(super) fn add_destination(&mut self, id: Uuid) {
         self.destinations.insert(id);
     }
@@ -171,10 +171,11 @@ impl Peers {
     pub(super) fn handle_node(&mut self, now: Instant, id: Uuid, facts: Facts) -> [Option<Change>; 2] {
         let mut removed = None;
         if let Some(ix) = self.by_id(id) {
-            if self.get(ix).is_some_and(|peer| peer.facts.key == facts.key) {
+            let Some(key) = self.get(ix).map(|peer| peer.facts.key) else { return [None, None] };
+            if key == facts.key {
                 return [Some(self.refresh(now, ix, facts)), None];
             }
-            removed = Some(Change::Remove(ix, Gone::Restarted));
+            removed = Some(Change::Remove(ix, key, Gone::Restarted));
             // What the old process said does not count for the new one, unless the notice ran ahead of the NODE.
             if self.ready.get(&id).is_some_and(|at| now - *at > READY_TIMEOUT) {
                 self.ready.remove(&id);
@@ -200,7 +201,17 @@ impl Peers {
         self.by_id.insert(id, ix);
         self.by_key.insert(facts.key, ix);
         let gate = waits.then(|| now + READY_TIMEOUT);
-        let peer = Peer { id, facts, programmed: false, initiated_via: None, gate, lost: None, lost_check: None };
+        let peer = Peer {
+            id,
+            facts,
+            programmed: false,
+            initiated_via: None,
+            heard: None,
+            last_sent: None,
+            gate,
+            lost: None,
+            lost_check: None,
+        };
         self.slots.insert(ix, peer);
         let added = if waits { Change::Wait(ix) } else { self.program(ix) };
         [removed, Some(added)]
@@ -255,8 +266,27 @@ impl Peers {
     pub(super) fn handle_disconnected(&mut self, id: Uuid) -> Option<Change> {
         self.ready.remove(&id);
         let ix = self.by_id(id)?;
+        let key = self.get(ix)?.facts.key;
         self.forget(ix);
-        Some(Change::Remove(ix, Gone::Disconnected))
+        Some(Change::Remove(ix, key, Gone::Disconnected))
+    }
+
+    /// Notes through which region a peer speaks; returns whether that is news.
+    pub(super) fn hear(&mut self, ix: PeerIx, region: RegionId) -> bool {
+        self.slots.get_mut(&ix).is_some_and(|peer| peer.heard.replace(region) != Some(region))
+    }
+
+    /// The route through `region` to a peer no longer holds.
+    pub(super) fn unhear(&mut self, ix: PeerIx, region: RegionId) {
+        if let Some(peer) = self.slots.get_mut(&ix).filter(|peer| peer.heard == Some(region)) {
+            peer.heard = None;
+        }
+    }
+
+    pub(super) fn unhear_all(&mut self, region: RegionId) {
+        for peer in self.slots.values_mut().filter(|peer| peer.heard == Some(region)) {
+            peer.heard = None;
+        }
     }
 
     /// Gates that opened by themselves and lost peers that stayed silent.
@@ -264,7 +294,7 @@ impl Peers {
         &mut self,
         now: Instant,
         last_handshake: impl Fn(PeerIx) -> Option<Instant>,
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<(Uuid, Change)>,
     ) {
         let due: Vec<PeerIx> = self
             .slots
@@ -274,7 +304,9 @@ impl Peers {
             .collect();
         for ix in due {
             if self.get(ix).is_some_and(|p| p.gate.is_some_and(|at| at <= now)) {
-                changes.push(self.program(ix));
+                let change = self.program(ix);
+                let Some(peer) = self.get(ix) else { continue };
+                changes.push((peer.id, change));
             }
             let Some(peer) = self.slots.get_mut(&ix) else { continue };
             let (Some(lost), Some(check)) = (peer.lost, peer.lost_check) else { continue };
@@ -285,8 +317,9 @@ impl Peers {
             if until > now {
                 peer.lost_check = Some(until);
             } else {
+                let (id, key) = (peer.id, peer.facts.key);
                 self.forget(ix);
-                changes.push(Change::Remove(ix, Gone::Lost));
+                changes.push((id, Change::Remove(ix, key, Gone::Lost)));
             }
         }
     }
@@ -396,7 +429,7 @@ mod tests {
         peers.handle_timeout(secs(7), |_| None, &mut changes);
         assert!(changes.is_empty());
         peers.handle_timeout(secs(8), |_| None, &mut changes);
-        assert!(matches!(changes[..], [Change::Program(_)]));
+        assert!(matches!(changes[..], [(ID, Change::Program(_))]));
         assert_eq!(peers.poll_timeout(), None);
     }
 
@@ -416,7 +449,7 @@ mod tests {
         peers.handle_node(secs(0), ID, facts(1));
         let old = peers.by_id(ID).unwrap();
         let [removed, added] = peers.handle_node(secs(60), ID, facts(2));
-        assert_eq!(removed, Some(Change::Remove(old, Gone::Restarted)));
+        assert!(matches!(removed, Some(Change::Remove(ix, _, Gone::Restarted)) if ix == old));
         assert!(matches!(added, Some(Change::Wait(new)) if new != old));
         assert_eq!(peers.at(&agent_addresses(ID)[0]), None);
     }
@@ -439,7 +472,7 @@ mod tests {
         assert!(changes.is_empty());
         assert_eq!(peers.poll_timeout().map(|d| d.at), Some(secs(1_500)));
         peers.handle_timeout(secs(1_500), |_| Some(secs(600)), &mut changes);
-        assert!(matches!(changes[..], [Change::Remove(_, Gone::Lost)]));
+        assert!(matches!(changes[..], [(ID, Change::Remove(_, _, Gone::Lost))]));
         assert!(peers.is_empty());
     }
 
