@@ -108,6 +108,7 @@ pub(super) struct Hop {
 #[derive(Debug)]
 pub struct Registry {
     secret: RelaySecret,
+    public: NodeKey,
     rng: Rng,
     outboxes: Slab<Outbox>,
     clients: BTreeMap<NodeKey, Client>,
@@ -120,8 +121,9 @@ pub struct Registry {
 impl Registry {
     /// An empty relay.
     #[must_use]
-    pub const fn new(secret: RelaySecret, rng: Rng) -> Self {
+    pub fn new(secret: RelaySecret, rng: Rng) -> Self {
         Self {
+            public: secret.public(),
             secret,
             rng,
             outboxes: Slab::new(),
@@ -129,22 +131,14 @@ impl Registry {
             ready: VecDeque::new(),
             next_serial: 0,
             epoch: 0,
-            counters: Counters {
-                logins: 0,
-                packets_in: 0,
-                bytes_in: 0,
-                dropped_unknown: 0,
-                dropped_disco: 0,
-                dropped_other: 0,
-                dropped_notices: 0,
-            },
+            counters: Counters::default(),
         }
     }
 
     /// The relay's public key, for the header of the HTTP upgrade.
     #[must_use]
-    pub fn public_key(&self) -> NodeKey {
-        self.secret.public()
+    pub const fn public_key(&self) -> NodeKey {
+        self.public
     }
 
     /// What the relay has done so far.
@@ -163,7 +157,7 @@ impl Registry {
     #[must_use]
     pub fn open(&mut self, now: Instant) -> RelayConn {
         let mut head = Vec::new();
-        Frame::ServerKey { key: self.secret.public() }.write(&mut head);
+        Frame::ServerKey { key: self.public }.write(&mut head);
         let serial = self.next_serial;
         self.next_serial += 1;
         let slot = self.outboxes.insert(Outbox {

@@ -364,3 +364,40 @@ fn our_client_and_our_server_speak_with_each_other() {
     assert_eq!(seen.len(), 6);
     assert!(seen.iter().any(|(at, from, packet)| *at == 1 && *from == secret("A").public() && packet == &[1; MAX_PACKET]));
 }
+
+#[test]
+fn logins_recorded_behind_http_and_websocket_are_taken_and_the_answers_understood() {
+    let v: Value = serde_json::from_str(include_str!("../../../../tests/vectors/wire/derp-http.json")).unwrap();
+    let key = |name: &str| NodeSecret::from_random(hex::decode(v["keys"][name].as_str().unwrap()).unwrap().try_into().unwrap());
+    let stream = |frames: &Value| -> Vec<u8> {
+        let text = |f: &Value| f.as_str().or_else(|| f["payload"].as_str()).map(|t| hex::decode(t).unwrap());
+        frames.as_array().into_iter().flatten().filter_map(text).flatten().collect()
+    };
+    let mut seen = 0;
+    for exchange in v["exchanges"].as_array().unwrap() {
+        let up = [stream(&exchange["client_frames"]), stream(&exchange["client_messages"])].concat();
+        let down = [stream(&exchange["server_frames"]), stream(&exchange["server_messages"])].concat();
+        if !down.is_empty() {
+            let mut client = RelayClient::new(secs(0), key("client_private"), Rng::from_u64(1));
+            client.handle_bytes(secs(0), &down, &mut |r| panic!("{r:?}")).unwrap();
+            assert!(client.is_ready(), "{}", exchange["name"]);
+        }
+        if !up.is_empty() {
+            let mut registry = Registry::new(key("server_private"), Rng::from_u64(1));
+            let mut conn = registry.open(secs(0));
+            conn.handle_bytes(secs(0), &up, &mut registry).unwrap();
+            assert_eq!(conn.key(), Some(key("client_private").public()), "{}", exchange["name"]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 5);
+}
+
+#[test]
+fn the_greeting_of_a_real_server_makes_a_client_ready() {
+    let v: Value = serde_json::from_str(include_str!("../../../../tests/vectors/http/derp_upgrade.json")).unwrap();
+    let greeting = hex::decode(v["first_bytes_hex"].as_str().unwrap()).unwrap();
+    let (frame, _) = parse(&greeting).unwrap().unwrap();
+    let key = NodeKey::from_hex(v["headers"]["derp-public-key"].as_str().unwrap()).unwrap();
+    assert_eq!(frame, Frame::ServerKey { key });
+}
