@@ -38,6 +38,8 @@ const PROBE_MAX: Duration = Duration::from_secs(3);
 const DOUBT_LIMIT: Duration = Duration::from_secs(6);
 /// … and this many unanswered probes.
 const DOUBT_PROBES: u32 = 3;
+/// Silence is waited for up to 2⁵ times as long.
+const UNHEARD_MAX: u32 = 5;
 /// Below this round trip the data under way when a path dies is not worth telling from an answer.
 const SHORT_TRIP: Duration = Duration::from_millis(4);
 
@@ -90,6 +92,9 @@ pub(super) struct Trust {
     since: Instant,
     doubt: Option<Doubt>,
     awaited: Option<Awaited>,
+    /// Silences in a row without a word from the peer: where the path is fine and the session is not, pongs refute
+    /// each of them, and the next takes twice as long.
+    unheard: u32,
     /// A doubt was ended by data and no pong has come since.
     unproven: bool,
     /// When the peer's direct data began to come, for the path as trusted now.
@@ -178,6 +183,7 @@ impl Trust {
 
     /// Something authenticated came from the peer, by whatever way: it may answer what was sent long enough ago.
     pub(super) fn heard(&mut self, now: Instant) {
+        self.unheard = 0;
         let Some(Awaited { first, last }) = self.awaited else { return };
         // What was under way when the path died still arrives for half a round trip and answers nothing sent after.
         let shortest = self.best.map_or(Duration::ZERO, |b| b.shortest);
@@ -259,7 +265,7 @@ impl Trust {
 
     /// When silence turns into doubt.
     pub(super) fn silence_at(&self) -> Option<Instant> {
-        self.awaited.map(|a| a.first + self.patience())
+        self.awaited.map(|a| a.first + self.patience() * (1 << self.unheard))
     }
 
     /// When trust runs out by itself.
@@ -277,6 +283,7 @@ impl Trust {
         let silent = self.silence_at().is_some_and(|at| at <= now);
         if silent {
             self.start_doubt(now, Why::Silence);
+            self.unheard = (self.unheard + 1).min(UNHEARD_MAX);
         }
         silent
     }
@@ -354,6 +361,24 @@ mod tests {
         trust.sent(at(2_035));
         trust.heard(at(2_041));
         assert_eq!(trust.silence_at(), Some(at(2_155)), "the answer to the first is none to the second");
+    }
+
+    #[test]
+    fn a_peer_that_answers_pings_only_is_suspected_less_and_less_often() {
+        let mut trust = proven();
+        let mut suspected = Vec::new();
+        for n in 100..1_000 {
+            let now = at(n * 10);
+            trust.sent(now);
+            if trust.is_too_silent(now) {
+                suspected.push(n * 10 - 1_000);
+                trust.pong(now, A, RTT);
+            }
+        }
+        assert_eq!(suspected, [120, 370, 860, 1_830, 3_760, 7_610]);
+        trust.heard(at(10_100));
+        trust.sent(at(11_000));
+        assert_eq!(trust.silence_at(), Some(at(11_120)));
     }
 
     #[test]

@@ -3,17 +3,26 @@
 //! A function here must hold for every input; a breach is a panic. `cargo test` replays the committed corpus and mutates it.
 
 mod coord;
+mod tunnel;
 mod wire;
 
 pub use coord::{coord_stream, drpc};
+pub use tunnel::{path_steps, wg_datagram};
 pub use wire::{derp_frames, disco, stun};
 
 /// Runs one input; a claim that does not hold is a panic.
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus folder.
-pub const TARGETS: &[(&str, Target)] =
-    &[("coord_stream", coord_stream), ("derp_frames", derp_frames), ("disco", disco), ("drpc", drpc), ("stun", stun)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("coord_stream", coord_stream),
+    ("derp_frames", derp_frames),
+    ("disco", disco),
+    ("drpc", drpc),
+    ("path_steps", path_steps),
+    ("stun", stun),
+    ("wg_datagram", wg_datagram),
+];
 
 #[cfg(test)]
 mod tests {
