@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod datapath;
 pub mod dns;
 pub mod endpoints;
 pub mod http;

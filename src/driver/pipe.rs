@@ -49,6 +49,9 @@ pub type Key = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Broken {
+    /// Both sides had closed it.
+    #[error("the connection is over")]
+    Over,
     /// The peer reset the connection.
     #[error("connection reset by the peer")]
     Reset,
@@ -69,6 +72,7 @@ pub enum Broken {
 impl From<Broken> for io::Error {
     fn from(why: Broken) -> Self {
         let kind = match why {
+            Broken::Over => io::ErrorKind::BrokenPipe,
             Broken::Reset | Broken::PeerRestarted => io::ErrorKind::ConnectionReset,
             Broken::TimedOut => io::ErrorKind::TimedOut,
             Broken::PeerGone | Broken::Closed => io::ErrorKind::ConnectionAborted,

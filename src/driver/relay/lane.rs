@@ -9,9 +9,12 @@ use crate::{
     wire::derp::{HEADER, kind},
 };
 use futures::task::AtomicWaker;
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU8, Ordering, fence},
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering, fence},
+    },
 };
 
 /// Buffers of one direction that may wait.
@@ -96,6 +99,7 @@ pub(super) fn lane(bell: Arc<Bell>, preferred: bool) -> (LoopSide, TaskSide) {
         back: in_back,
         reading: Vec::new(),
         read: 0,
+        full: Cell::new(false),
     };
     (loop_side, TaskSide { shared, queue: out_task, back: out_back, inbox: in_full, free: in_free, batch: Vec::new() })
 }
@@ -122,6 +126,8 @@ pub struct LoopSide {
     back: rtrb::Producer<Vec<u8>>,
     reading: Vec<u8>,
     read: usize,
+    /// A packet found no room.
+    full: Cell<bool>,
 }
 
 impl LoopSide {
@@ -156,9 +162,18 @@ impl LoopSide {
         if room() {
             return true;
         }
+        self.full.set(true);
         self.shared.starved.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         room()
+    }
+
+    /// Whether there is room again after [`LoopSide::room`] found none. Told once.
+    #[must_use]
+    pub fn has_recovered(&self) -> bool {
+        let recovered = self.full.get() && self.queue.slots() >= 2;
+        self.full.set(self.full.get() && !recovered);
+        recovered
     }
 
     /// Space for a packet of up to `len` bytes to `to`.

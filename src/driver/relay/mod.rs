@@ -69,6 +69,11 @@ impl Relays {
         Self { http, secret, websocket_only, bell: Arc::default(), served: Arc::default(), tally: Arc::default() }
     }
 
+    /// From now on connections are made by WebSocket alone, or not.
+    pub const fn set_websocket_only(&mut self, on: bool) {
+        self.websocket_only = on;
+    }
+
     /// What wakes the loop for any of them.
     #[must_use]
     pub fn bell(&self) -> &Bell {

@@ -11,6 +11,7 @@ use batch::Batches;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as Raw, Type};
 use std::{
+    cell::Cell,
     fmt,
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -54,6 +55,8 @@ pub struct Sockets {
     v6: Option<Socket>,
     buffers: Box<[u8]>,
     counters: UdpCounters,
+    /// A datagram found no room.
+    full: Cell<bool>,
 }
 
 struct Socket {
@@ -87,7 +90,7 @@ impl Sockets {
         };
         // Zeroed pages cost nothing until the kernel writes into them.
         let buffers = vec![0; RECV_BATCH * RECV_BYTES].into_boxed_slice();
-        Ok(Self { v4, v6: v6.ok(), buffers, counters: UdpCounters::default() })
+        Ok(Self { v4, v6: v6.ok(), buffers, counters: UdpCounters::default(), full: Cell::new(false) })
     }
 
     /// The local ports of the IPv4 and the IPv6 socket.
@@ -139,7 +142,18 @@ impl Sockets {
     pub fn room(&self, to: &SocketAddr, len: usize) -> bool {
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         // To a family that does not exist everything "leaves": waiting for room would pause the lane for ever.
-        socket.as_ref().is_none_or(|s| !s.blocked && s.batches.room(len))
+        let room = socket.as_ref().is_none_or(|s| !s.blocked && s.batches.room(len));
+        self.full.set(self.full.get() || !room);
+        room
+    }
+
+    /// Whether there is room again after [`Sockets::room`] found none. Told once.
+    #[must_use]
+    pub fn has_recovered(&self) -> bool {
+        let blocked = [&self.v4, &self.v6].into_iter().flatten().any(|s| s.blocked);
+        let recovered = self.full.get() && !blocked;
+        self.full.set(self.full.get() && !recovered);
+        recovered
     }
 
     /// Space for a datagram of up to `len` bytes to `to`. Of a family that does not exist it leads nowhere.
