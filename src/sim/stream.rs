@@ -22,10 +22,26 @@ pub enum Condition {
     Closed,
 }
 
-/// The byte at one place of every simulated stream.
-const fn pattern(at: u64) -> u8 {
-    let [a, b, c, ..] = at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
-    a ^ b ^ c
+/// After so many bytes the pattern repeats: a prime, so that no segment or buffer size divides it.
+const PERIOD: usize = 16_381;
+/// Two periods of the pattern, so that any stretch of up to one lies in one piece.
+static PATTERN: [u8; 2 * PERIOD] = {
+    let mut bytes = [0; 2 * PERIOD];
+    let (mut at, mut state) = (0, 1_u32);
+    while at < PERIOD {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let [.., byte] = state.to_le_bytes();
+        bytes[at] = byte;
+        bytes[at + PERIOD] = byte;
+        at += 1;
+    }
+    bytes
+};
+
+/// The bytes of every simulated stream from one place on, at most a period.
+fn pattern(at: u64, len: usize) -> &'static [u8] {
+    let start = usize::try_from(at % PERIOD as u64).unwrap_or(0);
+    PATTERN.get(start..start + len.min(PERIOD)).unwrap_or(&[])
 }
 
 /// State of one end.
@@ -94,9 +110,8 @@ impl Stream {
             if bytes.is_empty() {
                 break;
             }
-            let places = self.received..;
-            self.intact &= bytes.iter().zip(places).all(|(byte, at)| *byte == pattern(at));
-            let n = bytes.len();
+            let n = bytes.len().min(PERIOD);
+            self.intact &= bytes.get(..n) == Some(pattern(self.received, n));
             self.received += n as u64;
             self.log.push((now, self.received));
             node.consume(flow, n);
@@ -106,16 +121,12 @@ impl Stream {
             moved = true;
         }
         while self.written < self.wanted {
-            let mut chunk = [0; 16 << 10];
-            let len = usize::try_from(self.wanted - self.written).unwrap_or(usize::MAX).min(chunk.len());
-            let Some(chunk) = chunk.get_mut(..len) else { break };
-            for (byte, at) in chunk.iter_mut().zip(self.written..) {
-                *byte = pattern(at);
-            }
+            let wanted = usize::try_from(self.wanted - self.written).unwrap_or(usize::MAX);
+            let chunk = pattern(self.written, wanted);
             let n = node.write(flow, chunk);
             self.written += n as u64;
             moved |= n > 0;
-            if n < len {
+            if n < chunk.len() {
                 break;
             }
         }
