@@ -1,7 +1,10 @@
 //! Handshakes, disco and STUN on their way out. They leave before any data.
 
 use super::{Budget, SendSpace};
-use crate::base::{Instant, Lane};
+use crate::{
+    base::{Instant, Lane},
+    wire::wg,
+};
 use std::{collections::VecDeque, time::Duration};
 
 /// Messages that wait for their lane; beyond it the oldest is dropped.
@@ -24,6 +27,13 @@ pub(super) struct Control {
 }
 
 impl Control {
+    /// Queues a handshake initiation in place of an older one that still waits for the same lane: two of them back to
+    /// back would cost the second its answer, and the first is void.
+    pub(super) fn push_initiation(&mut self, now: Instant, lane: Lane, bytes: Vec<u8>) {
+        self.held.retain(|held| held.lane != lane || !is_initiation(&held.bytes));
+        self.push(now, lane, bytes);
+    }
+
     pub(super) fn push(&mut self, now: Instant, lane: Lane, bytes: Vec<u8>) {
         if self.held.len() >= MAX_HELD {
             self.held.pop_front();
@@ -62,4 +72,8 @@ impl Control {
         }
         !self.held.is_empty()
     }
+}
+
+fn is_initiation(bytes: &[u8]) -> bool {
+    matches!(wg::Message::parse(bytes), Ok(wg::Message::Initiation { .. }))
 }

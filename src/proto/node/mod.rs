@@ -29,6 +29,9 @@ mod send;
 mod settle;
 mod transmit;
 
+#[cfg(test)]
+mod tests;
+
 pub use counters::{ByWay, Counters, Drops};
 pub use event::{DialFailure, DialId, Event, PathInfo, PingId, PingKind};
 pub use peers::Gone;

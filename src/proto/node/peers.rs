@@ -80,6 +80,8 @@ pub(super) struct Peer {
     pub(super) initiated_via: Option<Via>,
     /// The region through which it was heard last, as long as that route holds.
     heard: Option<RegionId>,
+    /// Whether an initiation was made that no lane could take.
+    pub(super) unsent_handshake: bool,
     /// When a packet last went to it.
     pub(super) last_sent: Option<Instant>,
     gate: Option<Instant>,
@@ -208,6 +210,7 @@ impl Peers {
             initiated_via: None,
             heard: None,
             last_sent: None,
+            unsent_handshake: false,
             gate,
             lost: None,
             lost_check: None,

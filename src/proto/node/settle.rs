@@ -151,13 +151,19 @@ impl Node {
             }
             wg::Control::Initiation | wg::Control::Keepalive => {}
         }
+        if let Some(peer) = self.peers.get_mut(ix) {
+            peer.unsent_handshake |= kind == wg::Control::Initiation && lanes.is_empty();
+        }
         let direct = lanes.iter().any(|lane| !lane.is_relay());
         let mut used: Vec<Lane> = Vec::new();
         for lane in lanes {
             if !used.contains(&lane) {
                 used.push(lane);
                 self.want_relay(now, &lane);
-                self.control.push(now, lane, bytes.to_vec());
+                match kind {
+                    wg::Control::Initiation => self.control.push_initiation(now, lane, bytes.to_vec()),
+                    wg::Control::Response | wg::Control::Keepalive => self.control.push(now, lane, bytes.to_vec()),
+                }
             }
         }
         self.paths.handle_sent(now, ix, direct, kind == wg::Control::Initiation);
@@ -183,7 +189,11 @@ impl Node {
                 if matches!(from, PathState::Direct | PathState::Doubtful) {
                     self.netstack.kick_peer(now, peer);
                 }
-                self.wg.retry_handshake(now, peer);
+                // A handshake that goes on has not seen the new way; one that found no way at all begins there.
+                let unsent = self.peers.get_mut(peer).is_some_and(|p| std::mem::take(&mut p.unsent_handshake));
+                if unsent || from != PathState::None {
+                    self.wg.retry_handshake(now, peer);
+                }
                 if let Some(known) = self.peers.get(peer) {
                     let to = super::PathInfo { state: to, lane };
                     let (id, address) = (known.id, known.facts.addresses.first().copied());
