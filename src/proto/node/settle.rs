@@ -185,8 +185,8 @@ impl Node {
         match event {
             path::Event::PathChanged { peer, from, to, lane } => {
                 self.counters.path_changes += 1;
-                // Whatever was sent on a way that failed may be gone: do not wait for a timeout to find out.
-                if matches!(from, PathState::Direct | PathState::Doubtful) {
+                // Whatever was sent on a way that was given up is gone: do not wait for a timeout to find out.
+                if to == PathState::Relay && matches!(from, PathState::Direct | PathState::Doubtful) {
                     self.netstack.kick_peer(now, peer);
                 }
                 // A handshake that goes on has not seen the new way; one that found no way at all begins there.
