@@ -134,11 +134,15 @@ impl Coordinator {
     /// The server shuts down: everybody is told and every call ends, also those that still come.
     pub fn close(&mut self) {
         self.closed = true;
-        let conns: Vec<ConnId> = self.peers.values().map(|p| p.conn).collect();
-        for conn in &conns {
-            self.leave(*conn, Leave::Lost);
+        let (ids, conns): (Vec<_>, Vec<_>) = self.peers.iter().map(|(id, p)| (*id, p.conn)).unzip();
+        // all are told before any is taken out, else those who go first would not hear of the others
+        for id in ids {
+            for partner in self.partners(id) {
+                self.tell_gone(partner, id, PeerUpdateKind::Lost, "lost");
+            }
         }
         for conn in conns {
+            self.leave(conn, Leave::Lost);
             self.end(conn, Some("coordinator closed"));
         }
         self.overflowed.clear();
