@@ -1,1 +1,42 @@
-//! L6: the coder server.
+//! L6: the coder server: API, coordinator, embedded relay and STUN in one process on one port.
+//!
+//! ```text
+//! TCP ── listen ── HTTP/1.1 ── routes (one table, access first) ─┬─ api: REST
+//!          │                                                     ├─ sockets: control sockets ── coordination
+//!          └─ fast start ────────────────────────────────────────┴─ relay: /derp on both transports
+//! UDP ── stun                                  store: SQLite in the data folder
+//! ```
+//! Routes of our own, in Coder's shapes: `POST /api/v2/users/{user}/workspaces` ([`api::workspaces`]) and
+//! `POST /api/v2/users` ([`api::users`]), whose answers carry a token that is shown nowhere else.
+//!
+//! Secrets: the store holds hashes only, the first user's token lies in a file of mode 0600 in the data folder, and no
+//! token reaches a log or `Debug`.
+//!
+//! Not here: TLS (a proxy in front ends it), passwords, templates, several replicas, web pages.
+
+mod access;
+mod admin;
+mod answer;
+mod api;
+mod app;
+mod coordination;
+mod dev;
+mod listen;
+mod live;
+mod relay;
+mod resume;
+mod routes;
+mod sockets;
+mod start;
+mod store;
+mod stun;
+mod time;
+mod token;
+mod upgrade;
+
+#[cfg(test)]
+mod tests;
+
+pub use start::{Config, Running, StartError, StunAddress, serve};
+pub use store::OpenError;
+pub use token::NoRandomness;

@@ -1,0 +1,180 @@
+//! Who may call what. Each route of [`super::routes::ROUTES`] names its class here; a handler sees its caller only
+//! through [`Me`] or [`Machine`], which this module alone fills in.
+//!
+//! A token may come in the places of `coordination.md` §2.5, in that order: cookie, query, `Coder-Session-Token`,
+//! `Authorization: Bearer`, query `access_token`.
+
+use super::{
+    answer::ApiError,
+    app::App,
+    store::{Agent, Key, Presented, User, Workspace},
+    time::Stamp,
+    token::{AgentToken, SessionToken},
+};
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use std::sync::Arc;
+use url::form_urlencoded;
+use uuid::Uuid;
+
+const TOKEN_NAME: &str = "coder_session_token";
+const TOKEN_HEADER: &str = "coder-session-token";
+
+/// Who may call a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everybody: what a client must reach before it can have a token, and the relay.
+    Public,
+    /// A user with a valid token, for what is theirs.
+    User,
+    /// The first user alone.
+    FirstUser,
+    /// An agent with the token of a started workspace.
+    Agent,
+}
+
+/// The calling user and the key that proved it.
+#[derive(Debug, Clone)]
+pub(crate) struct Me {
+    pub(crate) user: Arc<User>,
+    pub(crate) key: Arc<Key>,
+}
+
+/// The calling agent and its workspace.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    pub(crate) agent: Arc<Agent>,
+    pub(crate) workspace: Arc<Workspace>,
+}
+
+/// Lets a request through to its handler, or answers it here.
+pub(crate) async fn admit(State((app, access)): State<(App, Access)>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match identify(&app, access, &mut parts).await {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Notes in a request who calls.
+async fn identify(app: &App, access: Access, parts: &mut Parts) -> Result<(), ApiError> {
+    match access {
+        Access::Public => {}
+        Access::User | Access::FirstUser => {
+            let me = user(app, parts).await?;
+            if access == Access::FirstUser && !me.user.is_first {
+                return Err(ApiError::forbidden());
+            }
+            parts.extensions.insert(me);
+        }
+        Access::Agent => {
+            let machine = machine(app, parts).await?;
+            parts.extensions.insert(machine);
+        }
+    }
+    Ok(())
+}
+
+async fn user(app: &App, parts: &Parts) -> Result<Me, ApiError> {
+    let refuse = |detail: String| ApiError::signed_out(app.access_url(), detail);
+    let Some(found) = Presentation::find(&parts.headers, &parts.uri) else {
+        return Err(refuse("Cookie \"coder_session_token\" or query parameter must be provided.".to_owned()));
+    };
+    // A browser attaches cookies to other sites' requests, too.
+    if found.by_browser && !is_read(&parts.method) && !own_origin(app, &parts.headers) {
+        return Err(ApiError::forbidden());
+    }
+    let token: SessionToken = found.text.parse().map_err(|e| refuse(format!("Invalid API key format: {e}")))?;
+    match app.store().check_key(Stamp::now(), &token).await? {
+        Presented::Valid(user, key) => Ok(Me { user: Arc::from(user), key: Arc::new(key) }),
+        Presented::Invalid => Err(refuse("API key is invalid.".to_owned())),
+        Presented::Expired(at) => Err(refuse(format!("API key expired at \"{at}\""))),
+    }
+}
+
+async fn machine(app: &App, parts: &Parts) -> Result<Machine, ApiError> {
+    let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message);
+    let Some(found) = Presentation::find(&parts.headers, &parts.uri) else {
+        return Err(refuse("Cookie \"coder_session_token\" must be provided."));
+    };
+    let Ok(token) = Uuid::try_parse(&found.text) else {
+        let detail = format!("An agent token must be a valid UUIDv4. (len {})", found.text.len());
+        return Err(refuse("Workspace agent token invalid.").with_detail(detail));
+    };
+    match app.store().agent_by_token(&AgentToken::from(token)).await? {
+        Some((agent, workspace)) => Ok(Machine { agent: Arc::new(agent), workspace: Arc::new(workspace) }),
+        None => Err(refuse("Workspace agent not authorized.").with_detail(
+            "The agent cannot authenticate until the workspace provision job has been completed. If the job is no longer \
+             running, this agent is invalid.",
+        )),
+    }
+}
+
+/// A token as it came. No `Debug`: it is a secret.
+struct Presentation {
+    text: String,
+    by_browser: bool,
+}
+
+impl Presentation {
+    fn find(headers: &HeaderMap, uri: &Uri) -> Option<Self> {
+        let native = |text: String| Self { text, by_browser: false };
+        let header = |name| headers.get(name).and_then(|v| v.to_str().ok());
+        let bearer = || header(header::AUTHORIZATION.as_str())?.strip_prefix("Bearer ");
+        cookie(headers)
+            .map(|text| Self { text, by_browser: true })
+            .or_else(|| query(uri, TOKEN_NAME).map(native))
+            .or_else(|| header(TOKEN_HEADER).map(str::to_owned).map(native))
+            .or_else(|| bearer().map(str::to_owned).map(native))
+            .or_else(|| query(uri, "access_token").map(native))
+            .filter(|found| !found.text.is_empty())
+    }
+}
+
+fn cookie(headers: &HeaderMap) -> Option<String> {
+    let lines = headers.get_all(header::COOKIE).into_iter().filter_map(|v| v.to_str().ok());
+    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == TOKEN_NAME).map(|(_, value)| value.trim_matches('"').to_owned())
+}
+
+/// A parameter of the query.
+pub(crate) fn query(uri: &Uri, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
+fn is_read(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
+/// Whether a request comes from no web page, or from one of this deployment.
+pub(crate) fn own_origin(app: &App, headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let Some(authority) = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, rest)| rest) else {
+        return false;
+    };
+    let host = headers.get(header::HOST).and_then(|v| v.to_str().ok());
+    host.is_some_and(|host| host.eq_ignore_ascii_case(authority)) || app.authority().eq_ignore_ascii_case(authority)
+}
+
+impl FromRequestParts<App> for Me {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        // Missing only where the table gives a route the wrong class: nobody gets in.
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| ApiError::signed_out(app.access_url(), "API key is invalid."))
+    }
+}
+
+impl FromRequestParts<App> for Machine {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "Workspace agent not authorized.");
+        parts.extensions.get::<Self>().cloned().ok_or_else(refuse)
+    }
+}

@@ -1,0 +1,119 @@
+//! Users. There are no passwords: the first user's token lies in the data folder, every other user's is made by the
+//! first user and shown once.
+//!
+//! `POST /api/v2/users` takes Coder's body and looks at `username`, `name` and `email` alone. Its answer is the user's
+//! JSON and, beside Coder's fields, `session_token`: the new user's token, which is shown nowhere else.
+
+use super::{
+    super::{
+        access::Me,
+        answer::{Answer, ApiError, json, ok, put},
+        app::App,
+        store::{KeyKind, NewKey, StoreError, User},
+        time::Stamp,
+    },
+    Input, is_name, visible_user,
+};
+use axum::{
+    extract::{Path, State},
+    http::StatusCode,
+    response::Response,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// The life of the token that a new user gets, counted from its last use.
+const FIRST_TOKEN_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+fn view(app: &App, user: &User) -> Value {
+    let owner = json!([{ "name": "owner", "display_name": "Owner" }]);
+    let mut view = json!({
+        "id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "created_at": user.created_at,
+        "updated_at": user.updated_at,
+        "last_seen_at": user.last_seen_at,
+        "status": "active",
+        "login_type": "token",
+        "organization_ids": [app.store().deployment().organization],
+        "roles": if user.is_first { owner } else { json!([]) },
+    });
+    if !user.name.is_empty() {
+        put(&mut view, "name", user.name.as_str());
+    }
+    view
+}
+
+/// `GET /api/v2/users/first`
+pub(crate) async fn first(State(app): State<App>) -> Answer {
+    match app.store().first_user().await? {
+        Some(_) => Ok(ok(&json!({ "message": "The initial user has already been created!" }))),
+        None => Err(ApiError::new(StatusCode::NOT_FOUND, "The initial user has not been created!")),
+    }
+}
+
+/// `POST /api/v2/users/first`: the server makes the first user itself when it starts on a new data folder.
+pub(crate) async fn create_first() -> Response {
+    json(StatusCode::CONFLICT, &json!({ "message": "The initial user has already been created." }))
+}
+
+/// `GET /api/v2/users/{user}`
+pub(crate) async fn get(State(app): State<App>, me: Me, Path(user): Path<String>) -> Answer {
+    Ok(ok(&view(&app, &*visible_user(&me, &user)?)))
+}
+
+/// `GET /api/v2/users/{user}/organizations`: the one organization.
+pub(crate) async fn organizations(State(app): State<App>, me: Me, Path(user): Path<String>) -> Answer {
+    visible_user(&me, &user)?;
+    let deployment = app.store().deployment();
+    Ok(ok(&json!([{
+        "id": deployment.organization,
+        "name": super::views::ORGANIZATION,
+        "display_name": "Coder",
+        "icon": "",
+        "description": "Builtin default organization.",
+        "created_at": deployment.created_at,
+        "updated_at": deployment.created_at,
+        "is_default": true,
+    }])))
+}
+
+/// What `POST /api/v2/users` looks at.
+#[derive(Debug, Deserialize)]
+pub(crate) struct NewUser {
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    email: String,
+}
+
+/// `POST /api/v2/users`
+pub(crate) async fn create(State(app): State<App>, _me: Me, Input(new): Input<NewUser>) -> Answer {
+    let name = new.username.as_str();
+    // A name that reads as an id would name another user in paths; `me` names the caller.
+    if !is_name(name) || name == "me" || Uuid::try_parse(name).is_ok() {
+        return Err(ApiError::invalid("username", "username", name));
+    }
+    if new.name.len() > 128 || new.email.len() > 254 {
+        return Err(ApiError::bad_request("Validation failed.").with_field("name", "The name or the address is too long."));
+    }
+    let email = if new.email.is_empty() { format!("{name}@localhost") } else { new.email };
+    let now = Stamp::now();
+    let user = match app.store().insert_user(now, name, &new.name, &email, false).await {
+        Err(StoreError::Taken) => {
+            return Err(ApiError::new(StatusCode::CONFLICT, "A user with this username or email already exists.")
+                .with_field("username", "This value is already in use and should be unique."));
+        }
+        other => other?,
+    };
+    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: FIRST_TOKEN_LIFE };
+    let token = app.store().insert_key(now, key).await?;
+    let mut answer = view(&app, &user);
+    put(&mut answer, "session_token", token.expose());
+    Ok(json(StatusCode::CREATED, &answer))
+}

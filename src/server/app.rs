@@ -1,0 +1,184 @@
+//! What all handlers and tasks of one server share.
+
+use super::token::{NoRandomness, seed};
+use super::{coordination::Coordination, live::Agents, resume::ResumeTokens, store::Store};
+use crate::{
+    base::{NodeSecret, RegionId, Rng},
+    driver::relay::RelayServer,
+    wire::derp::RelayMap,
+};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
+use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+/// Changes that a slow watcher may lag behind before it just looks anew.
+const CHANGES: usize = 64;
+
+/// How nodes shall find each other.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    /// The relays and STUN servers.
+    pub(crate) relay_map: RelayMap,
+    /// Nodes shall announce no endpoints.
+    pub(crate) block_direct: bool,
+    /// Nodes shall speak to relays over WebSockets.
+    pub(crate) force_websockets: bool,
+}
+
+/// An agent's round trips to the relays, as its node announced them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Latency {
+    /// Its home relay.
+    pub(crate) home: Option<RegionId>,
+    /// By region.
+    pub(crate) seconds: BTreeMap<RegionId, f64>,
+}
+
+/// The server's state. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct App(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    network: Network,
+    access_url: String,
+    authority: String,
+    agents: Agents,
+    coordination: Coordination,
+    relay: RelayServer,
+    resume: ResumeTokens,
+    changes: broadcast::Sender<Uuid>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl App {
+    /// The state of a server that users reach at `access_url`, whose host and port are `authority`.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub(crate) fn new(store: Store, network: Network, access_url: String, authority: String) -> Result<Self, NoRandomness> {
+        let mut rng = Rng::from_seed(seed()?);
+        let (changes, _) = broadcast::channel(CHANGES);
+        Ok(Self(Arc::new(Inner {
+            store,
+            network,
+            access_url,
+            authority,
+            agents: Agents::default(),
+            coordination: Coordination::default(),
+            relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
+            resume: ResumeTokens::new()?,
+            changes,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })))
+    }
+
+    /// What is remembered.
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// How nodes shall find each other.
+    pub(crate) fn network(&self) -> &Network {
+        &self.0.network
+    }
+
+    /// The relay map as users get it.
+    pub(crate) fn relay_map(&self) -> &RelayMap {
+        &self.0.network.relay_map
+    }
+
+    /// Where users reach the server; no slash at the end.
+    pub(crate) fn access_url(&self) -> &str {
+        &self.0.access_url
+    }
+
+    /// Host and port of the access URL, as a browser writes them.
+    pub(crate) fn authority(&self) -> &str {
+        &self.0.authority
+    }
+
+    /// The agents that are connected now.
+    pub(crate) fn agents(&self) -> &Agents {
+        &self.0.agents
+    }
+
+    /// Who is to find whom.
+    pub(crate) fn coordination(&self) -> &Coordination {
+        &self.0.coordination
+    }
+
+    /// The embedded relay.
+    pub(crate) fn relay(&self) -> &RelayServer {
+        &self.0.relay
+    }
+
+    /// The tokens by which clients keep their peer id.
+    pub(crate) fn resume(&self) -> &ResumeTokens {
+        &self.0.resume
+    }
+
+    /// The latencies that a connected agent announced.
+    pub(crate) fn latency_of(&self, agent: Uuid) -> Option<Latency> {
+        self.0.agents.latency(agent)
+    }
+
+    /// Tells those who watch `workspace` that something about it changed.
+    pub(crate) fn announce(&self, workspace: Uuid) {
+        // Nobody watches: nobody to tell.
+        let _ = self.0.changes.send(workspace);
+    }
+
+    /// The changes of `workspace` from now on.
+    pub(crate) fn changes(&self, workspace: Uuid) -> Changes {
+        Changes { workspace, news: self.0.changes.subscribe(), stop: self.0.stop.clone() }
+    }
+
+    /// Cancelled when the server shuts down.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Runs a task that ends by itself soon after [`App::stopping`].
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// All tasks of the server.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+}
+
+/// The changes of one workspace.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    workspace: Uuid,
+    news: broadcast::Receiver<Uuid>,
+    stop: CancellationToken,
+}
+
+impl Changes {
+    /// Waits for the next change; false when the server shuts down.
+    ///
+    /// # Cancel safety
+    /// No change is lost when the future is dropped.
+    pub(crate) async fn next(&mut self) -> bool {
+        loop {
+            let news = tokio::select! {
+                () = self.stop.cancelled() => return false,
+                news = self.news.recv() => news,
+            };
+            match news {
+                Ok(workspace) if workspace == self.workspace => return true,
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => return true,
+                Err(broadcast::error::RecvError::Closed) => return false,
+            }
+        }
+    }
+}

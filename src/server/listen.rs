@@ -1,0 +1,155 @@
+//! The TCP side: accepting connections, and HTTP/1.1 on each.
+//!
+//! Bounds: connections at once, time for a request's head, the head's size. A peer that takes nothing of what we write
+//! is dropped by the kernel after [`STUCK`].
+
+use super::{app::App, relay, routes};
+use axum::Router;
+use bytes::{Buf as _, Bytes};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use std::{
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+/// Connections at once: each costs a file and about 10 KiB.
+const MAX_CONNECTIONS: usize = 8192;
+/// How long a client may take for the head of a request, and may keep a connection open between two.
+const HEAD_TIME: Duration = Duration::from_secs(60);
+/// The longest head of a request.
+const MAX_HEAD: usize = 64 << 10;
+/// How long written data may stay unacknowledged before the kernel gives a connection up.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long requests may go on after the server was asked to end.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Pause after a failed accept, which mostly means that no file is free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A stream of which some bytes were read already.
+#[derive(Debug)]
+pub(crate) struct Prefixed<S> {
+    prefix: Bytes,
+    io: S,
+}
+
+impl<S> Prefixed<S> {
+    /// `io` with `prefix` before what it still holds.
+    pub(crate) const fn new(prefix: Bytes, io: S) -> Self {
+        Self { prefix, io }
+    }
+
+    /// The same stream with `more`, which another layer has read, before what is left.
+    pub(crate) fn with_more(self, more: Bytes) -> Self {
+        let prefix = if self.prefix.is_empty() { more } else { [more, self.prefix].concat().into() };
+        Self { prefix, io: self.io }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let n = self.prefix.len().min(buf.remaining());
+        buf.put_slice(self.prefix.get(..n).unwrap_or_default());
+        self.prefix.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Accepts connections until the server stops.
+pub(crate) async fn accept(app: App, listener: TcpListener) {
+    let router = routes::router(&app);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let stopping = app.stopping().clone();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = stopping.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection = serve(app.clone(), router.clone(), stream);
+        app.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(STUCK).with_interval(STUCK / 3))?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(STUCK))?;
+    Ok(())
+}
+
+async fn serve(app: App, router: Router, mut stream: TcpStream) -> io::Result<()> {
+    tune(&stream)?;
+    let opening = timeout(HEAD_TIME, relay::opening(&mut stream));
+    let stream = match opening.await.map_err(|_| io::ErrorKind::TimedOut)?? {
+        relay::Opening::FastStart(rest) => {
+            return relay::serve(&app, Box::new(Prefixed::new(rest, stream))).await;
+        }
+        relay::Opening::Http(read) => Prefixed::new(read, stream),
+    };
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
+    let service = TowerToHyperService::new(router);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        () = app.stopping().cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    done.map_err(io::Error::other)
+}

@@ -1,0 +1,306 @@
+//! One control socket: bytes between the WebSocket and a [`ServerSession`], requests to the coordinator, news from it.
+
+use super::{
+    super::{
+        access::Machine,
+        app::{App, Latency},
+        live::Presence,
+        time::Stamp,
+        upgrade::{Socket, farewell},
+    },
+    calls,
+};
+use crate::{
+    base::RegionId,
+    driver::{clock, websocket::Message},
+    proto::coord::{Auth, ConnId, Death, Delivery, ServerCall, ServerEvent, ServerRole, ServerSession},
+    wire::coord::{
+        drpc::RpcError,
+        tailnet::{self, CoordinateRequest},
+    },
+};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// How often a client's socket is pinged, and how long it may take to answer.
+const PING: Duration = Duration::from_secs(15);
+/// How long a write may take before the peer is given up.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// A day bounds what a timer is asked for where no deadline is set.
+const FAR: Duration = Duration::from_secs(86_400);
+
+/// Whose socket it is.
+#[derive(Debug)]
+pub(super) enum Owner {
+    /// A user's process, under a peer id of its own.
+    Client {
+        /// Its peer id.
+        peer: Uuid,
+    },
+    /// A process with an agent's token.
+    Agent {
+        /// The agent.
+        machine: Arc<Machine>,
+        /// The API version it asked for.
+        version: String,
+        /// Whether its coming and going is the agent's.
+        watched: bool,
+    },
+}
+
+/// One control socket's state.
+#[derive(Debug)]
+pub(super) struct Session {
+    app: App,
+    owner: Owner,
+    auth: Auth,
+    engine: ServerSession,
+    calls: BTreeMap<ServerCall, ConnId>,
+    wake: Arc<Notify>,
+    presence: Option<Presence>,
+}
+
+/// Why the socket ends from our side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The peer left.
+    Peer,
+    /// The engine is through with it.
+    Dead(Death),
+    /// It does not answer pings.
+    Silent,
+    /// It sent what does not belong here.
+    Text,
+    /// Another connection of the same agent came, or its workspace was stopped.
+    Dismissed,
+    /// The server stops.
+    Stopping,
+}
+
+impl Session {
+    pub(super) fn new(app: &App, role: ServerRole, owner: Owner, auth: Auth) -> Self {
+        Self {
+            app: app.clone(),
+            owner,
+            auth,
+            engine: ServerSession::new(role, clock::now()),
+            calls: BTreeMap::new(),
+            wake: Arc::new(Notify::new()),
+            presence: None,
+        }
+    }
+
+    /// Runs the socket to its end.
+    pub(super) async fn run(mut self, mut socket: Socket) -> io::Result<()> {
+        self.arrive().await;
+        let ended = self.talk(&mut socket).await;
+        self.leave().await;
+        let (code, reason) = match ended? {
+            End::Peer => return Ok(()),
+            End::Dead(Death::Ended) => return Ok(()),
+            End::Dead(Death::Silent) | End::Silent => (1001, "liveness probe failed".to_owned()),
+            End::Dead(death) => (1011, death.to_string()),
+            End::Text => (1003, "unexpected text message".to_owned()),
+            End::Dismissed => (1001, "build is outdated".to_owned()),
+            End::Stopping => (1001, "the server is shutting down".to_owned()),
+        };
+        farewell(socket, code, &reason).await
+    }
+
+    async fn talk(&mut self, socket: &mut Socket) -> io::Result<End> {
+        let stopping = self.app.stopping().clone();
+        let dismissed = self.presence.as_ref().map_or_else(CancellationToken::new, |p| p.dismissed.clone());
+        let is_client = matches!(self.owner, Owner::Client { .. });
+        let mut ping_at = Instant::now() + if is_client { PING } else { FAR };
+        let mut pong_by = None;
+        loop {
+            if let Some(end) = self.work().await {
+                // What the engine still has to say, such as the coordinator's last words.
+                self.flush(socket).await?;
+                return Ok(end);
+            }
+            self.flush(socket).await?;
+            let due = self.engine.poll_timeout().map_or(FAR, |d| d.at - clock::now());
+            tokio::select! {
+                message = socket.next() => match message.transpose()? {
+                    Some(Message::Binary(bytes)) => self.engine.handle_bytes(clock::now(), &bytes),
+                    Some(Message::Ping) => {}
+                    Some(Message::Pong) => pong_by = None,
+                    Some(Message::Text(_)) => return Ok(End::Text),
+                    Some(Message::Close { .. }) | None => return Ok(End::Peer),
+                },
+                () = self.wake.notified() => {}
+                () = sleep_until(Instant::now() + due) => self.engine.handle_timeout(clock::now()),
+                () = sleep_until(pong_by.unwrap_or(ping_at)) => {
+                    if pong_by.is_some() {
+                        return Ok(End::Silent);
+                    }
+                    in_time(socket.ping()).await?;
+                    ping_at = Instant::now() + PING;
+                    pong_by = Some(ping_at);
+                }
+                () = dismissed.cancelled() => return Ok(End::Dismissed),
+                () = stopping.cancelled() => {
+                    self.deliver();
+                    self.flush(socket).await?;
+                    return Ok(End::Stopping);
+                }
+            }
+        }
+    }
+
+    /// Takes the engine's events and the coordinator's news until there are no more.
+    async fn work(&mut self) -> Option<End> {
+        while let Some(event) = self.engine.poll_event() {
+            match event {
+                ServerEvent::CoordinateOpened { call } => {
+                    let peer = self.peer();
+                    self.calls.insert(call, self.app.coordination().connect(peer, self.auth, &self.wake));
+                }
+                ServerEvent::Coordinate { call, request } => self.coordinate(call, &request),
+                ServerEvent::CoordinateClosed { call } => {
+                    if let Some(conn) = self.calls.remove(&call) {
+                        self.app.coordination().lost(conn);
+                    }
+                }
+                ServerEvent::DerpMapsWanted => {
+                    let map = tailnet::DerpMap::from(self.app.relay_map());
+                    self.engine.send_relay_map(&map);
+                }
+                ServerEvent::Call { call, path, body } => {
+                    let reply = self.answer(&path, &body).await;
+                    self.engine.reply(call, reply.as_deref());
+                }
+                ServerEvent::Alive => self.note_alive().await,
+                ServerEvent::Dead(death) => return Some(End::Dead(death)),
+            }
+        }
+        self.deliver();
+        None
+    }
+
+    fn peer(&self) -> Uuid {
+        match &self.owner {
+            Owner::Client { peer } => *peer,
+            Owner::Agent { machine, .. } => machine.agent.id,
+        }
+    }
+
+    async fn answer(&self, path: &str, body: &[u8]) -> Result<Vec<u8>, RpcError> {
+        match &self.owner {
+            Owner::Client { peer } => calls::of_client(&self.app, *peer, path, body),
+            Owner::Agent { machine, version, .. } => calls::of_agent(&self.app, machine, version, path, body).await,
+        }
+    }
+
+    fn coordinate(&mut self, call: ServerCall, request: &CoordinateRequest) {
+        let Some(conn) = self.calls.get(&call) else { return };
+        if let Err(error) = self.app.coordination().handle(*conn, request) {
+            tracing::info!(peer = %self.peer(), %error, "a coordination request was refused");
+            return;
+        }
+        if let (Some(presence), Some(node)) = (&self.presence, request.update_self.as_ref().and_then(|u| u.node.as_ref())) {
+            self.app.agents().set_latency(presence, latency(node));
+        }
+    }
+
+    /// Moves the coordinator's news into the engine, as far as the peer reads them.
+    fn deliver(&mut self) {
+        let (engine, coordination) = (&mut self.engine, self.app.coordination());
+        self.calls.retain(|call, conn| {
+            while engine.coordinate_has_room(*call) {
+                match coordination.poll(*conn) {
+                    Some(Delivery::Response(response)) => engine.send_coordinate(*call, &response),
+                    Some(Delivery::End) => {
+                        engine.close_coordinate(*call);
+                        coordination.lost(*conn);
+                        return false;
+                    }
+                    None => break,
+                }
+            }
+            true
+        });
+    }
+
+    async fn flush(&mut self, socket: &mut Socket) -> io::Result<()> {
+        loop {
+            let mut out = Vec::new();
+            self.engine.poll_output(&mut out);
+            if out.is_empty() {
+                return Ok(());
+            }
+            in_time(socket.send_binary(out)).await?;
+        }
+    }
+
+    async fn arrive(&mut self) {
+        if let Owner::Agent { machine, watched: true, .. } = &self.owner {
+            self.presence = Some(self.app.agents().arrive(machine.agent.id));
+            self.note_alive().await;
+            self.app.announce(machine.workspace.id);
+        }
+    }
+
+    async fn note_alive(&self) {
+        if let (Owner::Agent { machine, .. }, Some(_)) = (&self.owner, &self.presence)
+            && let Err(error) = self.app.store().agent_connected(Stamp::now(), machine.agent.id).await
+        {
+            tracing::error!(%error, "an agent's presence cannot be noted");
+        }
+    }
+
+    async fn leave(&mut self) {
+        for conn in std::mem::take(&mut self.calls).into_values() {
+            self.app.coordination().lost(conn);
+        }
+        let (Owner::Agent { machine, .. }, Some(presence)) = (&self.owner, self.presence.take()) else { return };
+        if self.app.agents().leave(&presence) {
+            if let Err(error) = self.app.store().agent_disconnected(Stamp::now(), machine.agent.id).await {
+                tracing::error!(%error, "an agent's leaving cannot be noted");
+            }
+            self.app.announce(machine.workspace.id);
+        }
+    }
+}
+
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(WRITE_TIME, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The latencies in a node, by region; the better of both families.
+fn latency(node: &tailnet::Node) -> Latency {
+    let mut seconds = BTreeMap::new();
+    for (key, value) in &node.derp_latency {
+        let region = key.strip_suffix("-v4").or_else(|| key.strip_suffix("-v6")).unwrap_or(key);
+        if let Ok(region) = region.parse::<RegionId>() {
+            let best = seconds.entry(region).or_insert(*value);
+            *best = value.min(*best);
+        }
+    }
+    Latency { home: RegionId::try_from(i64::from(node.preferred_derp)).ok(), seconds }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_the_better_of_both_families() {
+        let derp_latency = [("999-v4", 0.5), ("999-v6", 0.25), ("7-v4", 1.0), ("x-v4", 9.0)];
+        let node = tailnet::Node {
+            preferred_derp: 999,
+            derp_latency: derp_latency.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
+            ..Default::default()
+        };
+        let region = |n| RegionId::new(n).unwrap();
+        let latency = latency(&node);
+        assert_eq!(latency.home, Some(region(999)));
+        assert_eq!(latency.seconds, BTreeMap::from([(region(7), 1.0), (region(999), 0.25)]));
+    }
+}

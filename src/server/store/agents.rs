@@ -1,0 +1,253 @@
+//! Agents: who they are, whether they are there, what they said.
+
+use super::{Result, Store, Transition, Workspace, maybe_stamp, stamp};
+use crate::server::{time::Stamp, token::AgentToken};
+use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use uuid::Uuid;
+
+/// All the log bytes that one agent may store (`agent.md` §3.3).
+const MAX_LOG_BYTES: i64 = 1 << 20;
+
+/// Where an agent stands in its life (`agent.md` §3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifecycle {
+    Created,
+    Starting,
+    StartTimeout,
+    StartError,
+    Ready,
+    ShuttingDown,
+    ShutdownTimeout,
+    ShutdownError,
+    Off,
+}
+
+impl Lifecycle {
+    const ALL: [Self; 9] = [
+        Self::Created,
+        Self::Starting,
+        Self::StartTimeout,
+        Self::StartError,
+        Self::Ready,
+        Self::ShuttingDown,
+        Self::ShutdownTimeout,
+        Self::ShutdownError,
+        Self::Off,
+    ];
+
+    /// The API's and the store's word.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::StartTimeout => "start_timeout",
+            Self::StartError => "start_error",
+            Self::Ready => "ready",
+            Self::ShuttingDown => "shutting_down",
+            Self::ShutdownTimeout => "shutdown_timeout",
+            Self::ShutdownError => "shutdown_error",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// One agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Agent {
+    pub(crate) id: Uuid,
+    pub(crate) workspace_id: Uuid,
+    pub(crate) name: String,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) version: String,
+    pub(crate) api_version: String,
+    pub(crate) expanded_directory: String,
+    pub(crate) created_at: Stamp,
+    pub(crate) updated_at: Stamp,
+    pub(crate) first_connected_at: Option<Stamp>,
+    pub(crate) last_connected_at: Option<Stamp>,
+    pub(crate) disconnected_at: Option<Stamp>,
+    pub(crate) started_at: Option<Stamp>,
+    pub(crate) ready_at: Option<Stamp>,
+    pub(crate) logs_bytes: i64,
+    pub(crate) logs_overflowed: bool,
+}
+
+impl FromRow<'_, SqliteRow> for Agent {
+    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
+        let word: String = row.try_get("lifecycle")?;
+        let unknown = || sqlx::Error::Decode(format!("an agent with the lifecycle {word:?}").into());
+        Ok(Self {
+            id: row.try_get("id")?,
+            workspace_id: row.try_get("workspace_id")?,
+            name: row.try_get("name")?,
+            lifecycle: Lifecycle::ALL.into_iter().find(|l| l.as_str() == word).ok_or_else(unknown)?,
+            version: row.try_get("version")?,
+            api_version: row.try_get("api_version")?,
+            expanded_directory: row.try_get("expanded_directory")?,
+            created_at: stamp(row, "created_at")?,
+            updated_at: stamp(row, "updated_at")?,
+            first_connected_at: maybe_stamp(row, "first_connected_at")?,
+            last_connected_at: maybe_stamp(row, "last_connected_at")?,
+            disconnected_at: maybe_stamp(row, "disconnected_at")?,
+            started_at: maybe_stamp(row, "started_at")?,
+            ready_at: maybe_stamp(row, "ready_at")?,
+            logs_bytes: row.try_get("logs_bytes")?,
+            logs_overflowed: row.try_get("logs_overflowed")?,
+        })
+    }
+}
+
+/// One line of an agent's log.
+#[derive(Debug, Clone)]
+pub(crate) struct LogLine {
+    /// Rising; 0 before it is stored.
+    pub(crate) id: i64,
+    pub(crate) source_id: Uuid,
+    pub(crate) created_at: Stamp,
+    pub(crate) level: String,
+    pub(crate) output: String,
+}
+
+impl FromRow<'_, SqliteRow> for LogLine {
+    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            source_id: row.try_get("source_id")?,
+            created_at: stamp(row, "created_at")?,
+            level: row.try_get("level")?,
+            output: row.try_get("output")?,
+        })
+    }
+}
+
+impl Store {
+    /// An agent by id, if its workspace belongs to `owner` and lives.
+    pub(crate) async fn agent(&self, owner: Uuid, id: Uuid) -> Result<Agent> {
+        let row = sqlx::query_as(
+            "SELECT a.* FROM agents a JOIN workspaces w ON w.id = a.workspace_id
+             WHERE a.id = $2 AND w.owner_id = $1 AND w.deleted = 0",
+        );
+        Ok(row.bind(owner).bind(id).fetch_one(&self.pool).await?)
+    }
+
+    /// The agent that owns `token` and its workspace, if that is started.
+    pub(crate) async fn agent_by_token(&self, token: &AgentToken) -> Result<Option<(Agent, Workspace)>> {
+        let hash = token.hash();
+        let row = sqlx::query("SELECT * FROM agents WHERE token_hash = $1").bind(hash.as_bytes());
+        let Some(row) = row.fetch_optional(&self.pool).await? else { return Ok(None) };
+        // The look-up went through an index; what decides is the comparison in constant time.
+        if !hash.matches(row.try_get("token_hash")?) {
+            return Ok(None);
+        }
+        let agent = Agent::from_row(&row)?;
+        let workspace: Workspace = sqlx::query_as(
+            "SELECT w.*, u.username AS owner_name FROM workspaces w JOIN users u ON u.id = w.owner_id WHERE w.id = $1",
+        )
+        .bind(agent.workspace_id)
+        .fetch_one(&self.pool)
+        .await?;
+        let started = self.latest_build(workspace.id).await?.transition == Transition::Start;
+        Ok((started && !workspace.deleted).then_some((agent, workspace)))
+    }
+
+    /// Notes that an agent has connected, or is still there.
+    pub(crate) async fn agent_connected(&self, now: Stamp, id: Uuid) -> Result<()> {
+        let done = sqlx::query(
+            "UPDATE agents SET first_connected_at = coalesce(first_connected_at, $2), last_connected_at = $2,
+                               disconnected_at = NULL, updated_at = $2 WHERE id = $1",
+        );
+        done.bind(id).bind(now.micros()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Notes that an agent has gone.
+    pub(crate) async fn agent_disconnected(&self, now: Stamp, id: Uuid) -> Result<()> {
+        let done = sqlx::query("UPDATE agents SET disconnected_at = $2, updated_at = $2 WHERE id = $1");
+        done.bind(id).bind(now.micros()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Nobody is connected when a server starts, whatever the last one wrote before it died.
+    pub(super) async fn end_stale_connections(&self, now: Stamp) -> Result<()> {
+        let done = sqlx::query(
+            "UPDATE agents SET disconnected_at = $1 WHERE first_connected_at IS NOT NULL AND disconnected_at IS NULL",
+        );
+        done.bind(now.micros()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Notes what an agent tells of itself at its start.
+    pub(crate) async fn agent_started(
+        &self,
+        now: Stamp,
+        id: Uuid,
+        version: &str,
+        api_version: &str,
+        directory: &str,
+    ) -> Result<()> {
+        let done = sqlx::query(
+            "UPDATE agents SET version = $2, api_version = $3, expanded_directory = $4, updated_at = $5 WHERE id = $1",
+        );
+        done.bind(id).bind(version).bind(api_version).bind(directory).bind(now.micros()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Notes a step in an agent's life, which happened at `at`.
+    pub(crate) async fn agent_lifecycle(&self, now: Stamp, id: Uuid, state: Lifecycle, at: Stamp) -> Result<()> {
+        // A second start begins anew; what follows a start keeps it.
+        let times = match state {
+            Lifecycle::Starting => "started_at = $4, ready_at = NULL",
+            Lifecycle::Ready | Lifecycle::StartTimeout | Lifecycle::StartError => {
+                "started_at = coalesce(started_at, $4), ready_at = $4"
+            }
+            _ => "started_at = started_at",
+        };
+        let sql = format!("UPDATE agents SET lifecycle = $2, updated_at = $3, {times} WHERE id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id)
+            .bind(state.as_str())
+            .bind(now.micros())
+            .bind(at.micros())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Stores log lines; false once the agent's share is full, and nothing more is taken from then on.
+    pub(crate) async fn insert_logs(&self, id: Uuid, lines: &[LogLine]) -> Result<bool> {
+        let bytes: usize = lines.iter().map(|l| l.output.len()).sum();
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let row = sqlx::query("SELECT logs_bytes FROM agents WHERE id = $1").bind(id).fetch_one(&mut *turn).await?;
+        let used: i64 = row.try_get("logs_bytes")?;
+        let fits = used.saturating_add(bytes) <= MAX_LOG_BYTES;
+        if fits {
+            for line in lines {
+                sqlx::query(
+                    "INSERT INTO agent_logs (agent_id, source_id, created_at, level, output) VALUES ($1, $2, $3, $4, $5)",
+                )
+                .bind(id)
+                .bind(line.source_id)
+                .bind(line.created_at.micros())
+                .bind(&line.level)
+                .bind(&line.output)
+                .execute(&mut *turn)
+                .await?;
+            }
+        }
+        sqlx::query("UPDATE agents SET logs_bytes = logs_bytes + $2, logs_overflowed = logs_overflowed OR $3 WHERE id = $1")
+            .bind(id)
+            .bind(if fits { bytes } else { 0 })
+            .bind(!fits)
+            .execute(&mut *turn)
+            .await?;
+        turn.commit().await?;
+        Ok(fits)
+    }
+
+    /// The log lines of an agent after line `after`.
+    pub(crate) async fn logs(&self, id: Uuid, after: i64) -> Result<Vec<LogLine>> {
+        let rows = sqlx::query_as("SELECT * FROM agent_logs WHERE agent_id = $1 AND id > $2 ORDER BY id LIMIT 1000");
+        Ok(rows.bind(id).bind(after).fetch_all(&self.pool).await?)
+    }
+}

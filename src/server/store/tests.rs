@@ -1,0 +1,236 @@
+//! The store against real files.
+
+use super::*;
+use crate::server::token::{AgentToken, SessionToken};
+use std::os::unix::fs::PermissionsExt as _;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn open(folder: &Path) -> Store {
+    Store::open(folder).await.unwrap()
+}
+
+async fn first_user(store: &Store) -> User {
+    store.insert_user(Stamp::now(), "admin", "", "admin@localhost", true).await.unwrap()
+}
+
+fn session(user: &User) -> NewKey<'static> {
+    NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: HOUR }
+}
+
+#[tokio::test]
+async fn what_is_stored_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let (deployment, user) = (*store.deployment(), first_user(&store).await);
+    let key = store.insert_key(Stamp::now(), session(&user)).await.unwrap();
+    let (workspace, agent_token) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    store.close().await;
+    drop(store);
+
+    let store = open(folder.path()).await;
+    assert_eq!(store.deployment().id, deployment.id);
+    let Presented::Valid(found, _) = store.check_key(Stamp::now(), &key).await.unwrap() else { panic!("key lost") };
+    assert_eq!(found.id, user.id);
+    assert_eq!(store.workspace_by_name(user.id, "DEV").await.unwrap().id, workspace.id);
+    let (agent, _) = store.agent_by_token(&agent_token).await.unwrap().unwrap();
+    assert_eq!(agent.workspace_id, workspace.id);
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_folder_fails_and_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let error = Store::open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Locked(_)), "{error:?}");
+    drop(store);
+    open(folder.path()).await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_told_apart_from_a_newer_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, '', 1, x'00', 0)",
+    )
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    store.close().await;
+    drop(store);
+    assert!(matches!(Store::open(folder.path()).await.unwrap_err(), OpenError::TooNew(_)));
+
+    std::fs::write(folder.path().join(DATABASE), vec![b'x'; 9000]).unwrap();
+    let error = Store::open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Corrupt(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = Store::open(&file.join("data")).await.unwrap_err();
+    assert!(matches!(error, OpenError::Folder { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_new_folder_is_for_its_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("data");
+    open(&inner).await;
+    assert_eq!(std::fs::metadata(&inner).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_session_lives_on_with_use_and_a_token_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let now = Stamp::now();
+    let session = store.insert_key(now, session(&user)).await.unwrap();
+    let named = NewKey { user: user.id, kind: KeyKind::Token, name: "ci", lifetime: HOUR };
+    let token = store.insert_key(now, named).await.unwrap();
+    assert!(matches!(store.insert_key(now, named).await, Err(StoreError::Taken)));
+
+    let later = now + HOUR / 2;
+    for key in [&session, &token] {
+        assert!(matches!(store.check_key(later, key).await.unwrap(), Presented::Valid(..)));
+    }
+    let end = now + HOUR + Duration::from_secs(1);
+    assert!(matches!(store.check_key(end, &session).await.unwrap(), Presented::Valid(..)));
+    assert!(matches!(store.check_key(end, &token).await.unwrap(), Presented::Expired(_)));
+    assert_eq!(store.tokens(end, user.id, false).await.unwrap().len(), 0);
+    assert_eq!(store.tokens(end, user.id, true).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_an_unknown_id_and_a_deleted_key_are_invalid() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let token = store.insert_key(Stamp::now(), session(&user)).await.unwrap();
+    let wrong: SessionToken = format!("{}-AAAAAAAAAAAAAAAAAAAAAA", token.id()).parse().unwrap();
+    for key in [wrong, SessionToken::generate().unwrap()] {
+        assert!(matches!(store.check_key(Stamp::now(), &key).await.unwrap(), Presented::Invalid));
+    }
+    store.delete_key(user.id, token.id()).await.unwrap();
+    assert!(matches!(store.check_key(Stamp::now(), &token).await.unwrap(), Presented::Invalid));
+    assert!(matches!(store.delete_key(user.id, token.id()).await, Err(StoreError::NotFound)));
+}
+
+#[tokio::test]
+async fn no_secret_is_stored_in_the_clear() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let token = store.insert_key(Stamp::now(), session(&user)).await.unwrap();
+    let (_, agent) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    store.close().await;
+    let text = token.expose();
+    let (_, secret) = text.split_once('-').unwrap();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        for secret in [secret, &agent.expose()] {
+            assert!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn there_is_one_first_user() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    first_user(&store).await;
+    let second = store.insert_user(Stamp::now(), "eve", "", "eve@localhost", true).await;
+    assert!(matches!(second, Err(StoreError::Taken)));
+}
+
+#[tokio::test]
+async fn an_agent_gets_in_only_while_its_workspace_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let (workspace, token) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    let build = |transition| NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+    for (transition, welcome) in [(Transition::Stop, false), (Transition::Start, true), (Transition::Delete, false)] {
+        store.insert_build(Stamp::now(), build(transition)).await.unwrap();
+        assert_eq!(store.agent_by_token(&token).await.unwrap().is_some(), welcome, "{transition:?}");
+    }
+    assert_eq!(store.latest_build(workspace.id).await.unwrap().number, 4);
+    assert!(store.agent_by_token(&AgentToken::generate().unwrap()).await.unwrap().is_none());
+    // The name is free again.
+    store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+}
+
+#[tokio::test]
+async fn users_do_not_reach_each_others_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let ann = first_user(&store).await;
+    let bob = store.insert_user(Stamp::now(), "bob", "", "bob@localhost", false).await.unwrap();
+    let (workspace, _) = store.insert_workspace(Stamp::now(), ann.id, "dev").await.unwrap();
+    let key = store.insert_key(Stamp::now(), session(&ann)).await.unwrap();
+    let agent = store.agents(workspace.id).await.unwrap().remove(0);
+    let build = store.latest_build(workspace.id).await.unwrap();
+    assert!(matches!(store.workspace(bob.id, workspace.id).await, Err(StoreError::NotFound)));
+    assert!(matches!(store.workspace_by_name(bob.id, "dev").await, Err(StoreError::NotFound)));
+    assert!(store.workspaces(bob.id).await.unwrap().is_empty());
+    assert!(matches!(store.agent(bob.id, agent.id).await, Err(StoreError::NotFound)));
+    assert!(matches!(store.build(bob.id, build.id).await, Err(StoreError::NotFound)));
+    assert!(matches!(store.key(bob.id, key.id()).await, Err(StoreError::NotFound)));
+    assert!(matches!(store.delete_key(bob.id, key.id()).await, Err(StoreError::NotFound)));
+}
+
+#[tokio::test]
+async fn the_dev_workspace_is_kept_and_its_token_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let first = store.ensure_dev_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    let workspace = store.workspace_by_name(user.id, "dev").await.unwrap();
+    let stop = NewBuild { workspace: workspace.id, transition: Transition::Stop, reason: "cli", initiator: user.id };
+    store.insert_build(Stamp::now(), stop).await.unwrap();
+    let second = store.ensure_dev_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    assert!(store.agent_by_token(&first).await.unwrap().is_none());
+    assert_eq!(store.agent_by_token(&second).await.unwrap().unwrap().1.id, workspace.id);
+}
+
+#[tokio::test]
+async fn an_agent_that_was_connected_when_the_server_died_is_not_connected_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let (workspace, _) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    let agent = store.agents(workspace.id).await.unwrap().remove(0);
+    store.agent_connected(Stamp::now(), agent.id).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = open(folder.path()).await;
+    assert!(store.agent(user.id, agent.id).await.unwrap().disconnected_at.is_some());
+}
+
+#[tokio::test]
+async fn logs_stop_at_the_agents_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let (workspace, _) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+    let agent = store.agents(workspace.id).await.unwrap().remove(0);
+    let line = |n: usize| LogLine {
+        id: 0,
+        source_id: Uuid::nil(),
+        created_at: Stamp::now(),
+        level: "info".into(),
+        output: "x".repeat(n),
+    };
+    assert!(store.insert_logs(agent.id, &[line(10), line(20)]).await.unwrap());
+    assert!(!store.insert_logs(agent.id, &[line(1 << 20)]).await.unwrap());
+    let lines = store.logs(agent.id, 0).await.unwrap();
+    assert_eq!(lines.iter().map(|l| l.output.len()).collect::<Vec<_>>(), [10, 20]);
+    assert_eq!(store.logs(agent.id, lines[0].id).await.unwrap().len(), 1);
+    let agent = store.agent(user.id, agent.id).await.unwrap();
+    assert!(agent.logs_overflowed);
+    assert_eq!(agent.logs_bytes, 30);
+}

@@ -1,0 +1,70 @@
+//! Users.
+
+use super::{Result, Store, stamp};
+use crate::server::time::Stamp;
+use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use uuid::Uuid;
+
+/// One user.
+#[derive(Debug, Clone)]
+pub(crate) struct User {
+    pub(crate) id: Uuid,
+    pub(crate) username: String,
+    pub(crate) name: String,
+    pub(crate) email: String,
+    /// The first user may make others.
+    pub(crate) is_first: bool,
+    pub(crate) created_at: Stamp,
+    pub(crate) updated_at: Stamp,
+    pub(crate) last_seen_at: Stamp,
+}
+
+impl FromRow<'_, SqliteRow> for User {
+    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            username: row.try_get("username")?,
+            name: row.try_get("name")?,
+            email: row.try_get("email")?,
+            is_first: row.try_get("is_first")?,
+            created_at: stamp(row, "created_at")?,
+            updated_at: stamp(row, "updated_at")?,
+            last_seen_at: stamp(row, "last_seen_at")?,
+        })
+    }
+}
+
+impl Store {
+    /// The first user, if there is one yet.
+    pub(crate) async fn first_user(&self) -> Result<Option<User>> {
+        Ok(sqlx::query_as("SELECT * FROM users WHERE is_first = 1").fetch_optional(&self.pool).await?)
+    }
+
+    /// A user by id.
+    pub(crate) async fn user(&self, id: Uuid) -> Result<User> {
+        Ok(sqlx::query_as("SELECT * FROM users WHERE id = $1").bind(id).fetch_one(&self.pool).await?)
+    }
+
+    /// A user by name, in any case.
+    pub(crate) async fn user_by_name(&self, username: &str) -> Result<User> {
+        Ok(sqlx::query_as("SELECT * FROM users WHERE username = $1").bind(username).fetch_one(&self.pool).await?)
+    }
+
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// [`super::StoreError::Taken`] when the name or the address is in use, or a second first user is asked for.
+    pub(crate) async fn insert_user(&self, now: Stamp, username: &str, name: &str, email: &str, is_first: bool) -> Result<User> {
+        let row = sqlx::query_as(
+            "INSERT INTO users (id, username, name, email, is_first, created_at, updated_at, last_seen_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $6, $6) RETURNING *",
+        )
+        .bind(Uuid::new_v4())
+        .bind(username)
+        .bind(name)
+        .bind(email)
+        .bind(is_first)
+        .bind(now.micros());
+        Ok(row.fetch_one(&self.pool).await?)
+    }
+}
