@@ -4,7 +4,9 @@
 //! the engine lacks: retransmission at once when a path has changed, recovery of several losses without waiting for
 //! the timer, a repeated SYN-ACK for a repeated SYN, a user timeout that survives a suspended host.
 
+mod owner;
 mod repair;
+mod window;
 
 use super::device::Port;
 use crate::{
@@ -20,6 +22,7 @@ use smoltcp::{
     wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint},
 };
 use std::{net::Ipv6Addr, time::Duration};
+use window::Window;
 
 /// The largest payload of a segment without options.
 pub(super) const MSS: usize = 1_220;
@@ -144,6 +147,9 @@ pub(super) struct Flow {
     /// Whether the newest segment we sent was a SYN, whose window is not scaled.
     sent_only_syn: bool,
     repair: Repair,
+    window: Window,
+    /// Whether everything is being sent again, under the engine's congestion control.
+    starts_over: bool,
     /// When the SYN or SYN-ACK left, as long as it left once only.
     syn_sent: Option<Instant>,
     /// The window field of the newest segment we sent.
@@ -185,7 +191,7 @@ impl Flow {
         let local = IpAddress::from(Ipv6Addr::from_bits(key.local));
         iface.update_ip_addrs(|addrs| _ = addrs.push(IpCidr::new(local, 128)));
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
-        socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(Some(ACK_DELAY));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -209,6 +215,8 @@ impl Flow {
             peer_window: None,
             sent_only_syn: true,
             repair: Repair::default(),
+            window: Window::new(),
+            starts_over: false,
             syn_sent: None,
             sent_window: 0,
             consumed: 0,
@@ -393,6 +401,7 @@ impl Flow {
                 self.syn.clear();
                 if let Some(sent) = self.syn_sent.take() {
                     self.repair.add_sample(now - sent);
+                    self.window.add_sample(now, now - sent);
                 }
                 if self.fin_wanted {
                     self.tcp().close();
@@ -409,7 +418,22 @@ impl Flow {
         }
         let flight = self.flight();
         let is_duplicate = tcp.payload.is_empty() && tcp.ack == flight.una;
+        if is_duplicate && let Some(block) = TcpOptions::parse(tcp.options).sack[0] {
+            self.repair.handle_sack(block);
+        }
         let again = self.repair.handle_ack(now, una_before, flight, is_duplicate);
+        if let Some(rtt) = self.repair.measured() {
+            self.window.add_sample(now, rtt);
+        }
+        if before(una_before, flight.una) {
+            let acked = flight.una.wrapping_sub(una_before) as usize;
+            let total = self.stats.written - self.view().send_queue() as u64;
+            self.window.handle_ack(now, flight.una, flight.max, acked, total);
+        }
+        if self.starts_over && !self.repair.is_starting_over() {
+            self.starts_over = false;
+            self.tcp().set_congestion_control(CongestionControl::None);
+        }
         self.send_again(now, again);
     }
 
@@ -418,6 +442,12 @@ impl Flow {
     }
 
     fn send_again(&mut self, now: Instant, again: Option<Again>) {
+        if again == Some(Again::All) && !self.starts_over {
+            self.starts_over = true;
+            self.tcp().set_congestion_control(CongestionControl::Cubic);
+            let in_flight = self.in_flight() as usize;
+            self.window.handle_congestion(now, in_flight);
+        }
         if again != Some(Again::First) {
             // To start over, the engine gets its next turn at the time of its own timer, see `engine_time`.
             return;
@@ -488,6 +518,7 @@ impl Flow {
             self.syn_sent = None;
             return;
         }
+        self.window.handle_path_change();
         let again = self.repair.handle_path_change(now, self.flight());
         self.send_again(now, again);
         let closed = self.peer_window == Some(0) && self.view().send_queue() > 0;
@@ -627,109 +658,5 @@ impl Flow {
     pub(super) fn is_superseded_by(&self, tcp: &Tcp<'_>) -> bool {
         let fresh = tcp.flags.has(TcpFlags::SYN) && !tcp.flags.has(TcpFlags::ACK);
         fresh && self.state() == State::SynReceived && self.irs != Some(tcp.seq)
-    }
-
-    /// The owner is gone: what it wrote is delivered, what arrives is thrown away.
-    pub(super) fn release(&mut self, now: Instant) {
-        self.released = Some(now + LINGER);
-        if self.end.is_none() && self.state() == State::SynSent {
-            self.end = Some(CloseReason::Finished);
-        }
-        self.close_write();
-        self.discard();
-    }
-
-    /// Throws away what has arrived. Whether the peer keeps sending although it has everything from us: then it must
-    /// be told that nobody listens.
-    pub(super) fn discard(&mut self) -> bool {
-        let waiting = self.view().recv_queue();
-        if waiting == 0 {
-            return false;
-        }
-        while let Ok(taken @ 1..) = self.tcp().recv(|bytes| (bytes.len(), bytes.len())) {
-            self.stats.read += taken as u64;
-        }
-        self.consumed = 0;
-        self.state() == State::FinWait2
-    }
-
-    /// Bytes that have arrived in order, as far as they lie in one piece.
-    pub(super) fn readable(&mut self) -> &[u8] {
-        let consumed = self.consumed;
-        self.tcp().peek(usize::MAX).ok().and_then(|bytes| bytes.get(consumed..)).unwrap_or_default()
-    }
-
-    /// Takes `n` bytes off what [`Self::readable`] shows. Whether the engine should get a turn, to open its window.
-    ///
-    /// The engine tells a closed window's opening byte by byte; so bytes are given back to it in batches.
-    pub(super) fn consume(&mut self, n: usize) -> bool {
-        let whole = self.tcp().peek(usize::MAX).map_or(0, <[u8]>::len);
-        self.consumed = (self.consumed + n).min(whole);
-        self.told_readable = false;
-        if self.consumed < 2 * MSS && self.consumed < whole {
-            return false;
-        }
-        let taken = std::mem::take(&mut self.consumed);
-        let taken = self.tcp().recv(|bytes| (taken.min(bytes.len()), taken.min(bytes.len()))).unwrap_or(0);
-        self.stats.read += taken as u64;
-        taken > 0
-    }
-
-    /// What reading can still bring.
-    pub(super) fn read_state(&self) -> ReadState {
-        if self.view().recv_queue() > self.consumed {
-            ReadState::Open
-        } else if self.fin_seen {
-            ReadState::Finished
-        } else if self.end.is_some() {
-            ReadState::Reset
-        } else {
-            ReadState::Open
-        }
-    }
-
-    /// How many bytes [`Self::write`] takes now.
-    pub(super) fn room(&self) -> usize {
-        let socket = self.view();
-        if self.end.is_some() || self.fin_wanted || !socket.may_send() {
-            return 0;
-        }
-        let free = socket.send_capacity() - socket.send_queue();
-        let limit = 2 * self.in_flight() as usize + BACKLOG;
-        free.min(limit.saturating_sub(socket.send_queue()))
-    }
-
-    /// Takes bytes to send, as many as there is room for.
-    pub(super) fn write(&mut self, data: &[u8]) -> usize {
-        let n = data.len().min(self.room());
-        let taken = data.get(..n).and_then(|data| self.tcp().send_slice(data).ok()).unwrap_or(0);
-        self.stats.written += taken as u64;
-        self.wants_write = taken < data.len() || self.room() == 0;
-        taken
-    }
-
-    /// Nothing more will be written: a FIN follows the data.
-    pub(super) fn close_write(&mut self) {
-        if !self.fin_wanted && self.end.is_none() && !self.is_opening() {
-            self.tcp().close();
-        }
-        self.fin_wanted = true;
-    }
-
-    /// What has changed for the owner since the last call.
-    pub(super) fn news(&mut self) -> News {
-        let open = !self.is_opening() && (self.end.is_none() || self.told_connected);
-        let connected = open && !self.told_connected && self.state() != State::Closed;
-        self.told_connected |= connected;
-        let data = self.view().recv_queue() > self.consumed;
-        let last = (self.fin_seen || self.end.is_some()) && !self.told_fin;
-        let readable = (data && !self.told_readable) || last;
-        self.told_readable |= readable;
-        self.told_fin |= last;
-        let writable = self.wants_write && self.room() >= WRITABLE.min(self.buffers / 8);
-        self.wants_write &= !writable;
-        let closed = self.end.filter(|_| !self.told_closed);
-        self.told_closed |= closed.is_some();
-        News { connected, readable, writable, closed }
     }
 }

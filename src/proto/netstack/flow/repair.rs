@@ -10,6 +10,12 @@ use std::time::Duration;
 
 /// Two segments: an ACK that moves by no more tells of one retransmission only.
 const STEP: u32 = 2 * super::MSS as u32;
+/// Holes filled one in a round trip before, if they lie side by side, it is quicker to start over.
+const MANY: u32 = 4;
+/// How many holes are no chance if they lie close.
+const SOME: u32 = 8;
+/// A distance of holes beyond which chance explains them: one segment in 25.
+const SPARSE: u32 = 25 * super::MSS as u32;
 /// What a peer may wait before it acknowledges, and some room for the scheduler.
 const PEER_DELAY: Duration = Duration::from_millis(15);
 /// Before the first sample (RFC 6298 §2).
@@ -74,9 +80,19 @@ impl Flight {
 pub(super) struct Repair {
     srtt: Option<Duration>,
     rttvar: Duration,
+    /// The round trip that the newest ACK measured.
+    measured: Option<Duration>,
     /// A range sent once, and when.
     sample: Option<(u32, Instant)>,
     duplicates: u8,
+    /// Holes of this recovery that were filled one by one.
+    repaired: u32,
+    /// What the ACKs moved by while they were filled.
+    spanned: u32,
+    /// Holes that selective acknowledgements have shown, the left edge of the last, and the right edge of all.
+    holes: u32,
+    left: u32,
+    right: u32,
     recovery: Option<Recovery>,
     /// What was asked of the engine and has not left yet.
     asked: Option<Again>,
@@ -104,9 +120,13 @@ pub(super) enum Repeat {
 }
 
 impl Repair {
-    /// Smoothed round-trip time.
-    pub(super) const fn srtt(&self) -> Option<Duration> {
-        self.srtt
+    /// The round trip that the newest ACK measured, if it did.
+    pub(super) const fn measured(&self) -> Option<Duration> {
+        self.measured
+    }
+
+    pub(super) fn is_starting_over(&self) -> bool {
+        matches!(self.recovery, Some(Recovery { how: How::All, .. }))
     }
 
     /// When [`Self::handle_timeout`] is due.
@@ -187,6 +207,8 @@ impl Repair {
             return Repeat::Repair;
         }
         self.unanswered += 1;
+        // The repetition gets its own round trip.
+        self.due = Some(now + self.timeout());
         match self.asked.take() {
             Some(Again::First) => self.resent = Some(now),
             Some(Again::All) => {}
@@ -202,6 +224,7 @@ impl Repair {
     /// An ACK was taken in. `before_una` is where the flight began before it, `is_duplicate` whether it is a bare
     /// repetition.
     pub(super) fn handle_ack(&mut self, now: Instant, before_una: u32, flight: Flight, is_duplicate: bool) -> Option<Again> {
+        self.measured = None;
         if !before(before_una, flight.una) {
             return self.handle_duplicate(is_duplicate, flight);
         }
@@ -211,6 +234,7 @@ impl Repair {
             && !before(flight.una, end)
         {
             self.sample = None;
+            self.measured = Some(now - sent);
             self.add_sample(now - sent);
         }
         let again = self.next_repair(now, step, flight);
@@ -224,12 +248,28 @@ impl Repair {
         if is_duplicate && !flight.is_empty() {
             self.duplicates = self.duplicates.saturating_add(1);
             if self.duplicates == 3 && self.recovery.is_none() {
-                // The engine has counted them too and acts by itself.
+                // The engine counts them too, but not those that also open the window.
                 self.recovery = Some(Recovery { until: flight.max, how: How::Holes });
+                (self.repaired, self.spanned, self.holes, self.resent) = (0, 0, 0, None);
                 self.asked = Some(Again::First);
+                return self.asked;
             }
         }
         None
+    }
+
+    /// A duplicate ACK tells of a range that has arrived.
+    pub(super) const fn handle_sack(&mut self, (left, right): (u32, u32)) {
+        if self.recovery.is_none() {
+            return;
+        }
+        if self.holes == 0 || before(self.left, left) {
+            self.left = left;
+            self.holes += 1;
+        }
+        if self.holes == 1 || before(self.right, right) {
+            self.right = right;
+        }
     }
 
     /// After an ACK that moved by `step`: whether it shows the next hole.
@@ -239,21 +279,36 @@ impl Repair {
             self.recovery = None;
             return None;
         }
-        match recovery.how {
-            How::All => None,
-            How::Holes => Some(Again::First),
-            How::Suspicion => {
-                // An ACK that is back sooner than a round trip answers the first transmission: nothing was lost.
-                let answered = self.resent.take().is_some_and(|at| now - at >= self.srtt.unwrap_or_default() * 3 / 4);
-                if !answered {
-                    self.recovery = None;
-                    return None;
-                }
-                let how = if step <= STEP { How::All } else { How::Holes };
-                self.recovery = Some(Recovery { how, ..recovery });
-                Some(if how == How::All { Again::All } else { Again::First })
-            }
+        if recovery.how == How::All {
+            return None;
         }
+        // An ACK that is back sooner than a round trip answers the first transmission: nothing was lost.
+        let answered = self.resent.take().is_some_and(|at| now - at >= self.srtt.unwrap_or_default() * 3 / 4);
+        if !answered {
+            self.recovery = None;
+            return None;
+        }
+        self.repaired += 1;
+        self.spanned += step;
+        let all = if recovery.how == How::Suspicion { step <= STEP } else { self.is_dense(step, flight.una) };
+        if all {
+            self.recovery = Some(Recovery { how: How::All, until: flight.max });
+            return Some(Again::All);
+        }
+        self.recovery = Some(Recovery { how: How::Holes, ..recovery });
+        Some(Again::First)
+    }
+
+    /// Whether the holes lie so close together that filling one in a round trip takes too long.
+    const fn is_dense(&mut self, step: u32, una: u32) -> bool {
+        if self.holes >= MANY && before(una, self.right) && self.right.wrapping_sub(una) < self.holes * SPARSE {
+            return true;
+        }
+        let lost_much = self.repaired == SOME && self.spanned < SOME * SPARSE;
+        if self.repaired == SOME {
+            (self.repaired, self.spanned) = (0, 0);
+        }
+        lost_much || (self.repaired >= MANY && step <= STEP)
     }
 
     /// The path has changed: what is in flight may be lost.
@@ -267,7 +322,7 @@ impl Repair {
     }
 
     fn suspect(&mut self, now: Instant, flight: Flight) -> Option<Again> {
-        (self.probed, self.resent) = (true, None);
+        (self.probed, self.resent, self.repaired, self.spanned, self.holes) = (true, None, 0, 0, 0);
         self.recovery = Some(Recovery { until: flight.max, how: How::Suspicion });
         self.asked = Some(Again::First);
         self.due = Some(now + self.timeout());
@@ -351,8 +406,8 @@ mod tests {
     #[test]
     fn a_partial_ack_in_recovery_shows_the_next_hole() {
         let (mut repair, flight) = sent(20);
-        for _ in 0..3 {
-            assert_eq!(repair.handle_ack(at(41), 0, flight, true), None);
+        for again in [None, None, Some(Again::First), None] {
+            assert_eq!(repair.handle_ack(at(41), 0, flight, true), again);
         }
         assert_eq!(repair.handle_sent(at(41), 0, 1_000, flight), Repeat::Repair);
         assert_eq!(repair.handle_ack(at(81), 0, Flight { una: 5_000, ..flight }, false), Some(Again::First));

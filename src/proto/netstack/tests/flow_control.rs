@@ -106,7 +106,7 @@ fn a_peer_without_room_pauses_its_flows_and_nothing_is_lost_or_spun_on() {
     let mut w = World::new(7, ms(10));
     let (a, b) = w.connect(80);
     w.open.insert(Side::A, false);
-    let data: Vec<u8> = (0..30_000).map(world::pattern).collect();
+    let data: Vec<u8> = (0..12_000).map(world::pattern).collect();
     w.write_all(Side::A, a, &data);
     w.write_all(Side::B, b, b"ack me");
     let asked = std::cell::Cell::new(0);

@@ -201,7 +201,7 @@ fn a_lost_syn_ack_is_repeated_when_the_dialler_asks_again() {
 fn a_released_flow_delivers_the_rest_and_goes() {
     let mut w = World::new(1, ms(10));
     let (a, b) = w.connect(22);
-    let data: Vec<u8> = (0..60_000).map(world::pattern).collect();
+    let data: Vec<u8> = (0..12_200).map(world::pattern).collect();
     w.write_all(Side::A, a, &data);
     let now = w.now;
     w.a.release(now, a);

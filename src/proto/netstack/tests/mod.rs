@@ -7,7 +7,8 @@ mod datagrams;
 mod flow_control;
 mod life;
 mod path_change;
+mod throughput;
 
 use super::*;
 use crate::wire::ip::{TcpFlags, TcpOptions};
-use world::{Link, Side, World, ms, secs};
+use world::{Side, World, ms, secs};
