@@ -22,6 +22,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(120);
 /// How much of our own frames (pongs) may wait for the stream.
 const MAX_OWN_OUTPUT: usize = 16 << 10;
+/// In nanoseconds.
+const SECOND: u128 = 1_000_000_000;
 /// What a packet costs of the rate limit beside its own length.
 const PACKET_COST: usize = HEADER + 32;
 
@@ -77,6 +79,7 @@ pub enum Fatal {
 /// A limit on what we may send, set by the server.
 #[derive(Debug)]
 struct Bucket {
+    /// Never 0.
     per_second: u64,
     burst: u64,
     tokens: u64,
@@ -85,11 +88,11 @@ struct Bucket {
 
 impl Bucket {
     fn take(&mut self, now: Instant, cost: u64) -> bool {
-        let grown = u128::from(self.per_second) * (now - self.filled).as_nanos() / 1_000_000_000;
-        if grown > 0 {
-            self.tokens = self.tokens.saturating_add(u64::try_from(grown).unwrap_or(u64::MAX)).min(self.burst);
-            self.filled = now;
-        }
+        let grown = u128::from(self.per_second) * (now - self.filled).as_nanos() / SECOND;
+        let used = (grown * SECOND).div_ceil(u128::from(self.per_second));
+        self.tokens = self.tokens.saturating_add(u64::try_from(grown).unwrap_or(u64::MAX)).min(self.burst);
+        // The time that made no whole token yet counts next time.
+        self.filled += Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
         let enough = self.tokens >= cost;
         if enough {
             self.tokens -= cost;
@@ -442,6 +445,19 @@ mod tests {
         assert!(c.write_packet(secs(1), &to, &[0; 63], &mut out));
         assert!(c.write_packet(secs(100), &to, &[0; 63], &mut out));
         assert!(!c.write_packet(secs(100), &to, &[0; 63], &mut out));
+    }
+
+    #[test]
+    fn asking_often_does_not_slow_the_growth_of_tokens() {
+        let mut c = ready();
+        c.handle_bytes(secs(0), &limit(100, 100), &mut |r| panic!("{r:?}")).unwrap();
+        let (to, mut out) = (secret("C").public(), Vec::new());
+        // 100 bytes at once, then 100 in each second, asked for 67 times a second.
+        let sent = (0..=4_005).step_by(15).filter(|ms| {
+            let now = Instant::ZERO + Duration::from_millis(*ms);
+            c.write_packet(now, &to, &[0; 13], &mut out)
+        });
+        assert_eq!(sent.count(), 2 + 8);
     }
 
     #[test]

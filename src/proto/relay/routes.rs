@@ -78,7 +78,6 @@ pub struct Relays {
     connections: BTreeMap<RegionId, Connection>,
     /// Through which open connection a peer spoke last.
     routes: BTreeMap<NodeKey, RegionId>,
-    network_up: bool,
     actions: VecDeque<Action>,
 }
 
@@ -92,7 +91,6 @@ impl Relays {
             home: None,
             connections: BTreeMap::new(),
             routes: BTreeMap::new(),
-            network_up: true,
             actions: VecDeque::new(),
         }
     }
@@ -239,20 +237,6 @@ impl Relays {
         self.handle_timeout(now);
     }
 
-    /// No interface is up, or one is again. Without network everything is closed and nothing opened.
-    pub fn set_network_up(&mut self, now: Instant, up: bool) {
-        if self.network_up == up {
-            return;
-        }
-        self.network_up = up;
-        if !up {
-            let open: Vec<_> = self.connections.keys().copied().collect();
-            open.into_iter().for_each(|id| self.close(id));
-        } else if let Some(home) = self.home {
-            self.open(now, home);
-        }
-    }
-
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -294,7 +278,7 @@ impl Relays {
     }
 
     fn open(&mut self, now: Instant, id: RegionId) {
-        if !self.network_up || !self.regions.contains_key(&id) || self.connections.contains_key(&id) {
+        if !self.regions.contains_key(&id) || self.connections.contains_key(&id) {
             return;
         }
         self.connections.insert(id, Connection { state: State::Opening, failures: 0, last_write: now });
@@ -514,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_change_ends_all_waiting_and_without_network_nothing_is_opened() {
+    fn a_link_change_ends_all_waiting() {
         let mut r = relays();
         r.set_home(secs(0), id(1));
         actions(&mut r);
@@ -523,11 +507,7 @@ mod tests {
         }
         r.handle_link_change(secs(0));
         assert_eq!(actions(&mut r), [open(1, true)]);
-        r.set_network_up(secs(1), false);
-        assert_eq!(actions(&mut r), [Action::Close { region: id(1) }]);
-        r.want(secs(1), id(2));
-        assert!(actions(&mut r).is_empty());
-        r.set_network_up(secs(2), true);
-        assert_eq!(actions(&mut r), [open(1, true)]);
+        r.handle_down(secs(0), id(1));
+        assert!(r.poll_timeout().unwrap().at - secs(0) <= BACKOFF_UNIT * 3 / 2, "the series of failures is over too");
     }
 }

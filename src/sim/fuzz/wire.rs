@@ -89,7 +89,7 @@ pub fn derp_frames(bytes: &[u8]) {
     client.poll_output(&mut up);
     // What the server answers is always whole frames that its client understands.
     down.clear();
-    while registry.poll_output(conn.id(), &mut down, 1 << 16) {}
+    while registry.poll_output(conn.id(), &mut down, usize::MAX) {}
     let mut rest = down.as_slice();
     while let Ok(Some((_, used))) = derp::parse(rest) {
         rest = rest.get(used..).unwrap_or_default();

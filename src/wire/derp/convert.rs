@@ -4,10 +4,6 @@ use super::{HostIp, MapError, Region, RelayMap, RelayNode};
 use crate::{base::RegionId, wire::coord::tailnet};
 use std::collections::BTreeMap;
 
-fn region_id(id: i64) -> Result<RegionId, MapError> {
-    RegionId::try_from(id).map_err(MapError::from)
-}
-
 impl From<&RelayMap> for tailnet::DerpMap {
     fn from(map: &RelayMap) -> Self {
         let score = map.home_scores.iter().map(|(id, score)| (i64::from(id.get()), *score)).collect();
@@ -54,9 +50,11 @@ impl TryFrom<&tailnet::DerpMap> for RelayMap {
             regions: map
                 .regions
                 .iter()
-                .map(|(id, region)| Ok((region_id(*id)?, read_region(region)?)))
+                .map(|(id, region)| Ok((RegionId::try_from(*id)?, read_region(region)?)))
                 .collect::<Result<_, MapError>>()?,
-            home_scores: scores.map(|(id, score)| Ok((region_id(*id)?, *score))).collect::<Result<BTreeMap<_, _>, MapError>>()?,
+            home_scores: scores
+                .map(|(id, score)| Ok((RegionId::try_from(*id)?, *score)))
+                .collect::<Result<BTreeMap<_, _>, MapError>>()?,
         })
     }
 }

@@ -18,7 +18,8 @@ pub const MAX_PING: usize = 1_000;
 
 /// "DERP" and U+1F511, the first bytes of a greeting.
 const GREETING: [u8; 8] = [0x44, 0x45, 0x52, 0x50, 0xf0, 0x9f, 0x94, 0x91];
-const NONCE: usize = 24;
+/// Length of the nonce in front of a login box.
+pub(super) const NONCE_LEN: usize = 24;
 
 /// The types of frames.
 pub mod kind {
@@ -126,14 +127,14 @@ pub enum Frame<'a> {
         /// Who the client claims to be; the box proves it.
         key: NodeKey,
         /// Nonce of the box.
-        nonce: [u8; NONCE],
+        nonce: [u8; NONCE_LEN],
         /// See [`ClientInfo`](super::ClientInfo).
         sealed: &'a [u8],
     },
     /// The server's answer to the login, still sealed.
     ServerInfo {
         /// Nonce of the box.
-        nonce: [u8; NONCE],
+        nonce: [u8; NONCE_LEN],
         /// See [`ServerInfo`](super::ServerInfo).
         sealed: &'a [u8],
     },
@@ -321,7 +322,7 @@ impl<'a> Frame<'a> {
             Self::ClientInfo { key, nonce, sealed } => write(kind::CLIENT_INFO, &[key.as_bytes(), nonce, sealed], out),
             Self::ServerInfo { nonce, sealed } => write(kind::SERVER_INFO, &[nonce, sealed], out),
             Self::SendPacket { to, packet } => write_send_packet(to, packet, out),
-            Self::RecvPacket { from, packet } => write_recv_packet(from, packet, out),
+            Self::RecvPacket { from, packet } => write(kind::RECV_PACKET, &[from.as_bytes(), packet], out),
             Self::KeepAlive => write(kind::KEEP_ALIVE, &[], out),
             Self::NotePreferred(home) => write(kind::NOTE_PREFERRED, &[&[u8::from(*home)]], out),
             Self::PeerGone { peer, reason } => write(kind::PEER_GONE, &[peer.as_bytes(), &[(*reason).into()]], out),
@@ -352,11 +353,6 @@ fn write(kind: u8, parts: &[&[u8]], out: &mut Vec<u8>) {
 /// Appends a packet for the relay to deliver.
 pub fn write_send_packet(to: &NodeKey, packet: &[u8], out: &mut Vec<u8>) {
     write(kind::SEND_PACKET, &[to.as_bytes(), packet], out);
-}
-
-/// Appends a packet that the relay delivers.
-pub fn write_recv_packet(from: &NodeKey, packet: &[u8], out: &mut Vec<u8>) {
-    write(kind::RECV_PACKET, &[from.as_bytes(), packet], out);
 }
 
 #[cfg(test)]

@@ -3,16 +3,13 @@
 //! The boxes are made with the node key of the client and the server's own key, so opening one proves the other side.
 //! Go's JSON reader does not mind the case of names, so ours does not.
 
-use super::Frame;
+use super::{Frame, frames::NONCE_LEN};
 use crate::base::{NodeKey, NodeSecret};
 use crypto_box::{PublicKey, SalsaBox, SecretKey, aead::AeadInPlace as _};
 use serde_json::{Map, Value};
 
 /// The version that both sides state; nobody negotiates.
-pub const PROTOCOL_VERSION: i64 = 2;
-/// Length of a box's nonce.
-pub const NONCE_LEN: usize = 24;
-
+const PROTOCOL_VERSION: i64 = 2;
 const TAG: usize = 16;
 
 /// The key pair of a relay. The same kind of pair as a node's.
@@ -50,32 +47,28 @@ pub struct ServerInfo {
 }
 
 /// Case-insensitive access to a JSON object.
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
-impl Fields {
-    pub(super) const fn new(object: Map<String, Value>) -> Self {
-        Self(object)
-    }
-
+impl<'a> Fields<'a> {
     /// The field `name`, `None` when absent or null.
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
         self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).filter(|v| !v.is_null())
     }
 
     /// The field `name` read by `as_kind`, its default when absent, `None` when of another kind.
-    pub(super) fn read<T: Default>(&self, name: &str, as_kind: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+    pub(super) fn read<T: Default>(&self, name: &str, as_kind: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
         self.get(name).map_or_else(|| Some(T::default()), as_kind)
     }
 }
 
-fn open(own: &NodeSecret, other: &NodeKey, nonce: &[u8; NONCE_LEN], sealed: &[u8]) -> Result<Fields, LoginError> {
+fn open(own: &NodeSecret, other: &NodeKey, nonce: &[u8; NONCE_LEN], sealed: &[u8]) -> Result<Map<String, Value>, LoginError> {
     let (tag, text) = sealed.split_first_chunk::<TAG>().ok_or(LoginError::Sealed)?;
     let mut text = text.to_vec();
     SalsaBox::new(&PublicKey::from(*other.as_bytes()), &SecretKey::from(*own.expose()))
         .decrypt_in_place_detached(nonce.into(), b"", &mut text, tag.into())
         .map_err(|_| LoginError::Sealed)?;
     match serde_json::from_slice(&text) {
-        Ok(Value::Object(object)) => Ok(Fields::new(object)),
+        Ok(Value::Object(object)) => Ok(object),
         _ => Err(LoginError::Json),
     }
 }
@@ -100,7 +93,8 @@ impl ClientInfo {
     /// # Errors
     /// See [`LoginError`].
     pub fn open(own: &RelaySecret, client: &NodeKey, nonce: &[u8; NONCE_LEN], sealed: &[u8]) -> Result<Self, LoginError> {
-        let fields = open(own, client, nonce, sealed)?;
+        let object = open(own, client, nonce, sealed)?;
+        let fields = Fields(&object);
         let info = || {
             Some(Self {
                 version: fields.read("version", Value::as_i64)?,
@@ -132,7 +126,8 @@ impl ServerInfo {
     /// # Errors
     /// See [`LoginError`].
     pub fn open(own: &NodeSecret, server: &NodeKey, nonce: &[u8; NONCE_LEN], sealed: &[u8]) -> Result<Self, LoginError> {
-        let fields = open(own, server, nonce, sealed)?;
+        let object = open(own, server, nonce, sealed)?;
+        let fields = Fields(&object);
         // Go's fields are signed; a negative limit is none.
         let amount = |name| fields.read(name, Value::as_i64).map(|n| u64::try_from(n).unwrap_or(0));
         let info = || {

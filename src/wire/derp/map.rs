@@ -182,7 +182,7 @@ impl RelayNode {
 
     fn from_json(value: &Value) -> Result<Self, MapError> {
         let Value::Object(object) = value else { return Err(MapError::field("Nodes")) };
-        let fields = Fields::new(object.clone());
+        let fields = Fields(object);
         let text = |name| fields.read(name, |v| v.as_str().map(str::to_owned)).ok_or_else(|| MapError::field(name));
         let flag = |name| fields.read(name, Value::as_bool).ok_or_else(|| MapError::field(name));
         let number = |name| fields.read(name, Value::as_i64).ok_or_else(|| MapError::field(name));
@@ -235,7 +235,7 @@ impl Region {
 
     fn from_json(value: &Value) -> Result<Self, MapError> {
         let Value::Object(object) = value else { return Err(MapError::field("Regions")) };
-        let fields = Fields::new(object.clone());
+        let fields = Fields(object);
         let text = |name| fields.read(name, |v| v.as_str().map(str::to_owned)).ok_or_else(|| MapError::field(name));
         let flag = |name| fields.read(name, Value::as_bool).ok_or_else(|| MapError::field(name));
         let nodes = match fields.get("Nodes") {
@@ -279,11 +279,7 @@ fn by_region<T>(
 ) -> Result<BTreeMap<RegionId, T>, MapError> {
     let Some(value) = value else { return Ok(BTreeMap::new()) };
     let Value::Object(object) = value else { return Err(MapError::field(name)) };
-    object
-        .iter()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(id, value)| Ok((id.parse().map_err(|e: ParseRegionError| MapError::from(e))?, read(value)?)))
-        .collect()
+    object.iter().filter(|(_, value)| !value.is_null()).map(|(id, value)| Ok((id.parse::<RegionId>()?, read(value)?))).collect()
 }
 
 impl RelayMap {
@@ -309,15 +305,15 @@ impl RelayMap {
     /// When a field is of the wrong kind or a region's number is out of range.
     pub fn from_json(value: &Value) -> Result<Self, MapError> {
         let Value::Object(object) = value else { return Err(MapError("not a JSON object".to_owned())) };
-        let fields = Fields::new(object.clone());
+        let fields = Fields(object);
         let scores = match fields.get("HomeParams") {
             None => None,
-            Some(Value::Object(params)) => Fields::new(params.clone()).get("RegionScore").cloned(),
+            Some(Value::Object(params)) => Fields(params).get("RegionScore"),
             Some(_) => return Err(MapError::field("HomeParams")),
         };
         Ok(Self {
             regions: by_region(fields.get("Regions"), "Regions", Region::from_json)?,
-            home_scores: by_region(scores.as_ref(), "RegionScore", |v| v.as_f64().ok_or_else(|| MapError::field("RegionScore")))?,
+            home_scores: by_region(scores, "RegionScore", |v| v.as_f64().ok_or_else(|| MapError::field("RegionScore")))?,
         })
     }
 

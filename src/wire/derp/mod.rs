@@ -10,7 +10,7 @@ mod map;
 
 pub use frames::{
     Frame, GoneReason, HEADER, Header, MAX_CLIENT_INFO, MAX_FRAME, MAX_GREETING, MAX_PACKET, MAX_PING, Malformed, ParseError,
-    kind, parse, write_recv_packet, write_send_packet,
+    kind, parse, write_send_packet,
 };
-pub use login::{ClientInfo, LoginError, NONCE_LEN, PROTOCOL_VERSION, RelaySecret, ServerInfo};
+pub use login::{ClientInfo, LoginError, RelaySecret, ServerInfo};
 pub use map::{HostIp, MapError, Region, RelayMap, RelayNode};

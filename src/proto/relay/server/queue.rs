@@ -55,9 +55,9 @@ impl PacketQueue {
             self.lens.pop_front();
         }
         let (front, back) = self.bytes.as_slices();
-        let first = front.len().min(end);
-        out.extend(front.iter().take(first));
-        out.extend(back.iter().take(end - first));
+        let (front, back) = (front.get(..end).unwrap_or(front), back.get(..end.saturating_sub(front.len())).unwrap_or_default());
+        out.extend_from_slice(front);
+        out.extend_from_slice(back);
         self.bytes.drain(..end);
     }
 

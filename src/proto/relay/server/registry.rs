@@ -189,7 +189,8 @@ impl Registry {
 
     /// Appends what waits for a connection, whole frames up to about `max` bytes, and tells whether more is left.
     ///
-    /// Go on while it says so: only a drained connection is reported by [`poll_ready`](Self::poll_ready) again.
+    /// Go on with an emptied `out` while it says so: only a drained connection is reported by
+    /// [`poll_ready`](Self::poll_ready) again.
     #[must_use]
     pub fn poll_output(&mut self, id: ConnId, out: &mut Vec<u8>, max: usize) -> bool {
         let Some(outbox) = self.outbox(id) else { return false };
