@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 
@@ -56,10 +56,11 @@ fn config(relay: &Relay) -> Config {
 }
 
 /// Tells two nodes of each other, now and whenever one of them changes.
-fn introduce(a: &Tailnet, b: &Tailnet) {
+fn introduce(a: &Tailnet, b: &Tailnet) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
     for (id, from, to) in [(1, a, b), (2, b, a)] {
         let (mut own, to) = (from.own_node(), to.clone());
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             loop {
                 let node = own.borrow_and_update().clone();
                 if let Some(node) = node {
@@ -71,12 +72,14 @@ fn introduce(a: &Tailnet, b: &Tailnet) {
             }
         });
     }
+    tasks
 }
 
 struct Pair {
     a: Tailnet,
     b: Tailnet,
     relay: Relay,
+    _introduction: JoinSet<()>,
 }
 
 async fn pair(change: impl Fn(&mut Config)) -> Pair {
@@ -87,7 +90,7 @@ async fn pair(change: impl Fn(&mut Config)) -> Pair {
         Tailnet::start(config).unwrap()
     };
     let (a, b) = (start(), start());
-    introduce(&a, &b);
+    let _introduction = introduce(&a, &b);
     // Whoever dials before the other side knows him is not answered at first.
     for (node, other) in [(&a, &b), (&b, &a)] {
         let mut path = node.watch_path(other.addresses()[0]).await.unwrap();
@@ -100,7 +103,7 @@ async fn pair(change: impl Fn(&mut Config)) -> Pair {
         }
     };
     timeout(PATIENCE, both).await.expect("not both came to the relay");
-    Pair { a, b, relay }
+    Pair { a, b, relay, _introduction }
 }
 
 fn at(node: &Tailnet, port: u16) -> SocketAddrV6 {
@@ -345,6 +348,33 @@ async fn closing_delivers_what_was_written_and_breaks_what_is_left() {
     pair.a.close().await;
 }
 
+#[tokio::test]
+async fn closing_waits_for_dropped_streams_but_not_for_a_peer_that_is_gone() {
+    let pair = pair(|_| ()).await;
+    let (mut client, mut server) = connect(&pair, 9).await;
+    let last = vec![7; 1_000_000];
+    let reader = tokio::spawn(async move {
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        got
+    });
+    client.write_all(&last).await.unwrap();
+    drop(client);
+    pair.a.close().await;
+    assert!(timeout(PATIENCE, reader).await.unwrap().unwrap() == last);
+
+    let pair = self::pair(|_| ()).await;
+    let (mut client, server) = connect(&pair, 9).await;
+    // The other node vanishes without a word: its streams, its handles, and so its loop.
+    drop(server);
+    let Pair { a, b, relay: _relay, _introduction } = pair;
+    drop((b, _introduction));
+    client.write_all(b"nobody hears this").await.unwrap();
+    let begin = clock::now();
+    a.close().await;
+    assert!(clock::now() - begin < Duration::from_secs(3), "closing took {:?}", clock::now() - begin);
+}
+
 #[test]
 fn a_node_on_its_own_thread_serves_another_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -352,7 +382,7 @@ fn a_node_on_its_own_thread_serves_another_runtime() {
         let relay = relay().await;
         let a = Tailnet::start(config(&relay)).unwrap();
         let b = Tailnet::start_on_thread(config(&relay)).await.unwrap();
-        introduce(&a, &b);
+        let _introduction = introduce(&a, &b);
         echo(&b, 7).await;
         round_trip(dial(&a, at(&b, 7)).await, BULK / 4).await;
         timeout(PATIENCE, b.close()).await.unwrap();

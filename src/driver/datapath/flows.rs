@@ -105,9 +105,9 @@ impl Flows {
         }
     }
 
-    /// Whether every stream has come to its end.
-    pub(super) fn are_over(&self) -> bool {
-        self.streams.values().all(|stream| stream.over.is_some())
+    /// Whether everything that owners wrote has been handed to the node.
+    pub(super) fn are_drained(&self) -> bool {
+        self.streams.values().all(|stream| stream.closed || stream.over.is_some())
     }
 }
 

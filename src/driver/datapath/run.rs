@@ -489,7 +489,7 @@ impl DataLoop {
     /// Whether the loop has nothing left to do. Starts the good-bye when the streams are through.
     fn is_done(&mut self, now: Instant) -> bool {
         let Some(closing) = &mut self.closing else { return self.abandoned };
-        let flushed = now >= closing.flush_until || self.flows.are_over();
+        let flushed = now >= closing.flush_until || self.flows.are_drained() && !self.node.undelivered();
         if closing.farewell.is_none() && !flushed {
             return false;
         }

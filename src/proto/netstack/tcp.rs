@@ -255,6 +255,12 @@ impl Netstack {
         }
     }
 
+    /// Whether any flow, released ones included, has bytes or a FIN that the peer has yet to acknowledge.
+    #[must_use]
+    pub fn undelivered(&self) -> bool {
+        self.flows.iter().any(|(_, flow)| flow.undelivered())
+    }
+
     /// Ends all flows of a peer at once, without a packet: the other side of them is gone.
     pub fn reset_peer(&mut self, now: Instant, peer: PeerIx, why: CloseReason) {
         for slot in self.slots_of(peer) {

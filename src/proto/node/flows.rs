@@ -209,6 +209,12 @@ impl Node {
         self.netstack.release(now, flow);
     }
 
+    /// Whether any flow, released ones included, has bytes or a FIN that the peer has yet to acknowledge.
+    #[must_use]
+    pub fn undelivered(&self) -> bool {
+        self.netstack.undelivered()
+    }
+
     /// Counters of one flow.
     #[must_use]
     pub fn flow_stats(&self, flow: FlowId) -> Option<FlowStats> {

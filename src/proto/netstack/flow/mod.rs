@@ -313,6 +313,12 @@ impl Flow {
         self.view().send_queue().saturating_sub(self.in_flight() as usize)
     }
 
+    /// Whether the peer has yet to acknowledge bytes or the FIN.
+    pub(super) fn undelivered(&self) -> bool {
+        let fin = matches!(self.state(), State::FinWait1 | State::Closing | State::LastAck);
+        self.end.is_none() && (fin || self.view().send_queue() > 0)
+    }
+
     /// Takes in a packet for this flow; the length of an immediate answer that lies in `reply`, if there is one.
     pub(super) fn input(&mut self, now: Instant, packet: &[u8], tcp: &Tcp<'_>, reply: &mut [u8; MTU]) -> Option<usize> {
         if self.end.is_some() {
