@@ -166,6 +166,13 @@ impl Host {
         self.inbox.clear();
     }
 
+    /// The interface has another address.
+    pub(crate) fn moved(&mut self, now: Instant, address: Ipv4Addr) {
+        self.address = address;
+        self.node.set_local_endpoints(now, vec![SocketAddr::new(address.into(), PORT)]);
+        self.node.handle_link_change(now);
+    }
+
     pub(crate) fn add_tunnel(&mut self, now: Instant, agent: Uuid) {
         self.node.add_destination(now, agent);
         self.session.add_tunnel(agent);
@@ -173,6 +180,11 @@ impl Host {
 
     pub(crate) fn disconnect(&mut self, now: Instant) {
         self.session.disconnect(now);
+    }
+
+    /// Every pipe it holds.
+    pub(crate) fn pipes(&self) -> Vec<PipeIx> {
+        self.relays.values().filter_map(|l| l.pipe).chain(self.control).collect()
     }
 
     pub(crate) const fn control_pipe(&self) -> Option<PipeIx> {

@@ -187,6 +187,28 @@ impl Internet {
         host
     }
 
+    /// Plugs a host in at another site; its pipes break because their address is gone.
+    pub(crate) fn move_host(&mut self, now: Instant, host: HostIx, site: SiteIx) {
+        let [high, low] = octets(site.0);
+        let network = if self.site(site).is_some_and(|s| s.nat.is_some()) { 10 } else { 9 };
+        let address = Ipv4Addr::new(network, high, low, 2);
+        if let Some(entry) = self.hosts.get_mut(host.0) {
+            self.by_address.remove(&entry.1);
+            *entry = (site, address);
+            self.by_address.insert(address, host);
+        }
+        self.close_pipes(now, host);
+    }
+
+    /// Breaks every pipe of a host.
+    pub(crate) fn close_pipes(&mut self, now: Instant, host: HostIx) {
+        for n in 0..self.pipes.len() {
+            if self.pipes.get(n).is_some_and(|p| p.open && p.ends.contains(&host)) {
+                self.close(now, PipeIx(n));
+            }
+        }
+    }
+
     pub(crate) fn address(&self, host: HostIx) -> Ipv4Addr {
         self.hosts.get(host.0).map_or(Ipv4Addr::UNSPECIFIED, |(_, address)| *address)
     }

@@ -20,6 +20,7 @@ pub use world::{EMBEDDED, HostConfig, World};
 mod tests {
     mod control;
     mod direct;
+    mod moves;
     mod nats;
     mod relayed;
 

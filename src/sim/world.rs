@@ -93,6 +93,8 @@ pub struct World {
     next_stream: usize,
     latencies: BTreeMap<(Instant, u64), (HostIx, RegionId, Duration)>,
     steps: u64,
+    /// A host that is suspended.
+    asleep: Option<HostIx>,
     why: &'static str,
 }
 
@@ -117,6 +119,7 @@ impl World {
             next_stream: 0,
             latencies: BTreeMap::new(),
             steps: 0,
+            asleep: None,
             why: "start",
         };
         world.add_relay(EMBEDDED, Conditions::with_latency(Duration::from_millis(5)));
@@ -361,6 +364,44 @@ impl World {
         self.net.set_filter(filter);
     }
 
+    /// Moves a host to a network of its own: other address, NAT and link.
+    pub fn roam(&mut self, host: HostIx, nat: Option<NatKind>, link: Conditions) {
+        let now = self.now;
+        let site = self.net.add_site(nat, link);
+        self.net.move_host(now, host, site);
+        let address = self.net.address(host);
+        self.host_mut(host).moved(now, address);
+        self.service(host);
+    }
+
+    /// Suspends a host: for so long it neither runs nor gets anything, and its connections to servers break.
+    pub fn sleep(&mut self, host: HostIx, time: Duration) {
+        let now = self.now;
+        self.asleep = Some(host);
+        self.net.close_pipes(now, host);
+        self.run_for(time);
+        self.asleep = None;
+        let now = self.now;
+        for pipe in self.host(host).pipes() {
+            self.host_mut(host).handle_closed(now, pipe);
+        }
+        self.service(host);
+    }
+
+    /// Changes a relay's access link.
+    pub fn set_relay_link(&mut self, region: u16, link: Conditions) {
+        let relay = RegionId::new(region).and_then(|region| self.relays.get(&region)).map(|(host, _)| *host);
+        if let Some(relay) = relay {
+            self.set_link(relay, link);
+        }
+    }
+
+    /// A host's home region.
+    #[must_use]
+    pub fn home(&self, host: HostIx) -> Option<u16> {
+        self.host(host).node.home().map(RegionId::get)
+    }
+
     /// Ends a host's process and starts another one under the same id.
     pub fn restart(&mut self, host: HostIx) {
         let now = self.now;
@@ -438,7 +479,8 @@ impl World {
 
     /// The time of the next thing that happens.
     fn next(&mut self) -> Option<Instant> {
-        let hosts = self.hosts.values().filter_map(|(h, _)| h.wake()).map(|d| (d.at, d.why));
+        let awake = self.hosts.iter().filter(|(ix, _)| self.asleep != Some(**ix));
+        let hosts = awake.filter_map(|(_, (h, _))| h.wake()).map(|d| (d.at, d.why));
         let relays = self.relays.values().filter_map(|(_, r)| r.wake());
         let coordinator = self.coordinator.as_ref().and_then(CoordinatorHost::wake);
         let net = self.net.next_event().map(|at| (at, "network"));
@@ -468,12 +510,22 @@ impl World {
             coordinator.service(now, &mut self.net);
         }
         for host in touched {
-            self.service(host);
+            if self.asleep != Some(host) {
+                self.service(host);
+            }
         }
     }
 
     fn deliver(&mut self, arrival: Arrival, touched: &mut BTreeSet<HostIx>) {
         let now = self.now;
+        let to = match &arrival {
+            Arrival::Datagram { host, .. } => Some(*host),
+            Arrival::Bytes { pipe, to, .. } | Arrival::Closed { pipe, to } => self.net.host_at(*pipe, *to),
+            Arrival::Opened { pipe } => self.net.host_at(*pipe, End::Client),
+        };
+        if to.is_some() && to == self.asleep {
+            return;
+        }
         match arrival {
             Arrival::Datagram { host, from, port, bytes } => {
                 if let Some((host, _)) = self.hosts.get_mut(&host) {

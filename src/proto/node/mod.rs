@@ -163,6 +163,12 @@ impl Node {
         self.key
     }
 
+    /// Our home relay.
+    #[must_use]
+    pub const fn home(&self) -> Option<RegionId> {
+        self.home
+    }
+
     /// Takes one datagram, from a UDP socket or a relay.
     pub fn handle_datagram(&mut self, now: Instant, via: Via, d: &[u8]) {
         if let Via::Relay { region, from } = via {

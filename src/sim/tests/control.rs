@@ -1,8 +1,8 @@
 //! Claims about the control plane: restarts, departures, silence.
 
-use super::{agent, client, connect, each_seed, ms, pair, secs, some_link};
+use super::{World, agent, client, connect, each_seed, ms, pair, secs, some_link};
 use crate::{
-    proto::node::{Gone, PingKind},
+    proto::node::{DialFailure, Gone, PingKind},
     sim::Condition,
 };
 
@@ -104,4 +104,30 @@ fn a_node_announces_itself_only_when_something_changed() {
         world.run_for(secs(300));
         assert_eq!(before, [client, agent].map(|host| world.announcements(host)), "{}", world.place());
     });
+}
+
+#[test]
+fn fifty_connects_in_a_row_repeat_no_handshake_no_syn_and_no_relay_dial() {
+    each_seed(|world, rng| {
+        let (client, agent) = pair(world, client().on(some_link(rng)), agent().on(some_link(rng)));
+        for _ in 0..50 {
+            connect(world, client, agent);
+        }
+        for host in [client, agent] {
+            let counters = world.counters(host);
+            assert_eq!((counters.syns_sent, counters.relay_dials), (50, 1), "{counters:?} {}", world.place());
+        }
+        assert_eq!(world.counters(client).initiations_sent, 1, "{}", world.place());
+        assert_eq!(world.counters(agent).initiations_sent, 0, "{}", world.place());
+    });
+}
+
+#[test]
+fn an_agent_that_never_comes_fails_the_dial_with_its_reason() {
+    let mut world = World::new(1);
+    let agent = world.add_host(agent());
+    let client = world.add_host(client());
+    let stream = world.dial(client, agent, 22);
+    world.run_for(secs(70));
+    assert_eq!(world.condition(client, stream), Some(Condition::Failed(DialFailure::UnknownPeer)));
 }
