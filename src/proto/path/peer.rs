@@ -256,11 +256,15 @@ impl Peer {
 
     /// Data from an address that is not the one in use. It moves nothing; a ping will tell whether it could.
     fn handle_foreign(&mut self, now: Instant, shared: &mut Shared, from: SocketAddr) -> bool {
-        if !shared.direct || !self.candidates.heard_data(now, from, self.trust.addr()) {
+        if !shared.direct {
             return false;
         }
-        self.ping(now, shared, Lane::udp(from));
-        self.trust.heard_from_stranger(now)
+        let is_new = self.candidates.heard_data(now, from, self.trust.addr());
+        let starts = if is_new { self.trust.heard_from_stranger(now) } else { self.trust.heard_elsewhere(now) };
+        if is_new || starts {
+            self.ping(now, shared, Lane::udp(from));
+        }
+        starts
     }
 
     /// A copy of an earlier datagram came by relay.

@@ -231,6 +231,17 @@ impl Trust {
         starts
     }
 
+    /// Data came from an address that is known but not in use. Returns whether that starts a doubt: it does when the
+    /// peer's data used to come on the path, for then the peer has moved. A path that never brought any is one of two
+    /// that differ by direction, and nothing speaks against it.
+    pub(super) fn heard_elsewhere(&mut self, now: Instant) -> bool {
+        let starts = self.is_trusted() && self.peer_direct.is_some();
+        if starts {
+            self.start_doubt(now, Why::Move);
+        }
+        starts
+    }
+
     /// Our own network changed. Returns whether that starts a doubt.
     pub(super) fn rebind(&mut self, now: Instant) -> bool {
         let starts = self.is_trusted();
@@ -406,6 +417,19 @@ mod tests {
         assert!(trust.is_trusted());
         trust.settle(at(599_000 + 6_501));
         assert!(!trust.is_trusted());
+    }
+
+    #[test]
+    fn data_from_elsewhere_counts_only_from_a_peer_whose_data_came_on_the_path() {
+        let mut trust = Trust::default();
+        trust.pong(at(0), A, RTT);
+        assert!(!trust.heard_elsewhere(at(1)), "two ways that differ by direction");
+        trust.heard_on_path(at(2));
+        assert!(trust.heard_elsewhere(at(3)));
+        trust.heard_on_path(at(4));
+        assert!(!trust.is_trusted(), "late data proves nothing");
+        trust.pong(at(5), A, RTT);
+        assert!(trust.is_trusted() && !trust.heard_elsewhere(at(6)), "told once");
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn a_rough_network_breaks_no_byte() {
             }
         }
         world.set_cut(client, agent, false);
-        for _ in 0..30 { world.run_for(secs(2)); eprintln!("{:?} {:?} {:?} c={:?} a={:?} {:?} {:?} {:?}", world.now(), world.received(client, stream), world.received(agent, world.accepted(agent)[0]), world.flow_stats(client, stream), world.flow_stats(agent, world.accepted(agent)[0]), world.condition(client, stream), world.path(client, agent), world.path(agent, client)); }
+
         let done = world.run_until(secs(60), |w| w.received(client, stream) == Some(400_000));
         assert!(done, "{:?} {}", world.received(client, stream), world.place());
     });
