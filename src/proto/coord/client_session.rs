@@ -34,6 +34,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// When a token is asked for again where the server gives no time, or failed.
 const REFRESH_DEFAULT: Duration = Duration::from_secs(30 * 60);
+/// The soonest that a server may have a token asked for again.
+const REFRESH_LEAST: Duration = Duration::from_secs(1);
 /// Events that may wait before reading pauses.
 const MAX_EVENTS: usize = 1024;
 /// With this much unsent on the Coordinate stream a newer node replaces the one that waits.
@@ -393,9 +395,9 @@ impl ClientSession {
     }
 
     fn refresh_token(&mut self) {
-        // asked again when the answer came, or failed
-        self.next_refresh = None;
-        self.open(REFRESH_RESUME_TOKEN, Some(&[]), What::Token);
+        let asked = self.open(REFRESH_RESUME_TOKEN, Some(&[]), What::Token).is_some();
+        // When it was asked, the answer or its failure sets the next time.
+        self.next_refresh = (!asked).then(|| self.now + REFRESH_DEFAULT);
     }
 
     /// Sends one request on the Coordinate stream, if it is open.
@@ -427,7 +429,7 @@ impl ClientSession {
 
     fn read(&mut self) {
         while let Some(id) = self.yamux.accept() {
-            // no Coder server opens streams
+            // No Coder server opens streams.
             self.yamux.reset(id);
         }
         while let Some(id) = self.yamux.poll_ready() {
@@ -504,7 +506,7 @@ impl ClientSession {
         let mut out = Vec::new();
         if !pending.call.is_over() && result.is_ok() {
             pending.call.write_close(&mut out);
-            // a stream that takes no more bytes is closed next anyway
+            // A stream that takes no more bytes is closed next anyway.
             let _ = self.yamux.write(id, &out);
         }
         self.yamux.close(self.now, id);
@@ -526,7 +528,7 @@ impl ClientSession {
         match result.map(|body| RefreshResumeTokenResponse::decode(body.as_slice())) {
             Ok(Ok(response)) => {
                 let given = response.refresh_in.and_then(|d| Duration::try_from(d).ok());
-                after = given.filter(|d| !d.is_zero()).unwrap_or(REFRESH_DEFAULT);
+                after = given.filter(|d| !d.is_zero()).unwrap_or(REFRESH_DEFAULT).max(REFRESH_LEAST);
                 let at = response.expires_at.unwrap_or_default();
                 let expires_at = WallTime::from_unix(Duration::from_secs(u64::try_from(at.seconds).unwrap_or(0)));
                 self.token = Some(Token { text: response.token, expires_at });

@@ -130,7 +130,7 @@ impl Reader {
                     return Err(Fault::TooLong);
                 }
             }
-            // an unfinished packet ends when another id comes
+            // An unfinished packet ends when another id comes.
             other => *other = Some(new),
         }
         self.next = ids;
@@ -246,7 +246,7 @@ impl Call {
 
     fn take(&mut self, packet: Packet) -> Result<Option<Received>, Fault> {
         if packet.kind == Kind::Invoke {
-            // a second call on the same stream is legal dRPC, but no Coder peer makes one
+            // A second call on the same stream is legal dRPC, but no Coder peer makes one.
             if self.invoked || packet.data.len() > MAX_PATH {
                 return Err(Fault::Unexpected(Kind::Invoke));
             }
@@ -285,6 +285,27 @@ impl Call {
     }
 }
 
+/// Reads packets out of bytes that arrive in pieces of `step`, for tests and fuzzing.
+#[cfg(any(test, feature = "sim"))]
+#[must_use]
+pub fn read_pieces(bytes: &[u8], step: usize) -> (Vec<Packet>, Option<Fault>) {
+    let (mut reader, mut packets, mut kept) = (Reader::default(), Vec::new(), Vec::new());
+    for piece in bytes.chunks(step.max(1)) {
+        kept.extend_from_slice(piece);
+        loop {
+            match reader.read(&kept) {
+                Ok((used, packet)) => {
+                    kept.drain(..used);
+                    let Some(packet) = packet else { break };
+                    packets.push(packet);
+                }
+                Err(fault) => return (packets, Some(fault)),
+            }
+        }
+    }
+    (packets, None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,24 +336,6 @@ mod tests {
         bytes
     }
 
-    fn read_all(bytes: &[u8], step: usize) -> (Vec<Packet>, Option<Fault>) {
-        let (mut reader, mut packets, mut kept) = (Reader::default(), Vec::new(), Vec::new());
-        for chunk in bytes.chunks(step) {
-            kept.extend_from_slice(chunk);
-            loop {
-                match reader.read(&kept) {
-                    Ok((used, packet)) => {
-                        kept.drain(..used);
-                        let Some(packet) = packet else { break };
-                        packets.push(packet);
-                    }
-                    Err(fault) => return (packets, Some(fault)),
-                }
-            }
-        }
-        (packets, None)
-    }
-
     #[test]
     fn packets_are_read_as_by_the_go_reader_however_they_are_cut() {
         let vectors = vectors(include_str!("../../../tests/vectors/wire/drpc.json"));
@@ -341,7 +344,7 @@ mod tests {
             let bytes = row_bytes(row);
             let steps: &[usize] = if bytes.len() > 10_000 { &[60_000, usize::MAX] } else { &[1, 2, 3, usize::MAX] };
             for &step in steps {
-                let (packets, fault) = read_all(&bytes, step.min(bytes.len()));
+                let (packets, fault) = read_pieces(&bytes, step);
                 assert_eq!(fault.is_none(), row["ends_with"].as_str() == Some("EOF"), "{name}: {fault:?}");
                 let expected = row["packets"].as_array().unwrap();
                 assert_eq!(packets.len(), expected.len(), "{name}");
@@ -372,7 +375,7 @@ mod tests {
                     .map(|p| p["data"].as_str().unwrap_or_default().to_owned())
                     .next()
             };
-            // one row only names its length; frames of long messages have a test of their own
+            // One row only names its length; frames of long messages have a test of their own.
             let Some(wire) = row["request_wire"].as_str() else { continue };
             let request = part(&row["request"], "Message").unwrap();
             let request = hex::decode(request).unwrap();

@@ -267,12 +267,12 @@ impl ServerSession {
         let (number, body) = &self.relay_map;
         for (id, served) in &mut self.calls {
             let Kind::Maps { sent } = &mut served.kind else { continue };
-            // a slow reader gets the newest map when it has read the last one
+            // A slow reader gets the newest map when it has read the last one.
             if *sent < *number && !served.call.is_over() && self.yamux.queued(*id) == 0 {
                 let mut out = Vec::new();
                 served.call.write_message(body, &mut out);
                 *sent = *number;
-                // a full session is dying; its calls end with it
+                // A full session is dying; its calls end with it.
                 let _ = self.yamux.write(*id, &out);
             }
         }
@@ -324,30 +324,37 @@ impl ServerSession {
         false
     }
 
+    fn begin(&mut self, id: StreamId, path: String) {
+        let kind = match path.as_str() {
+            COORDINATE => {
+                let coordinates = self.calls.values().filter(|s| matches!(s.kind, Kind::Coordinate)).count();
+                if coordinates >= MAX_COORDINATES {
+                    return self.write(id, |c, out| c.write_error(&RpcError::plain("too many calls"), out));
+                }
+                self.events.push_back(ServerEvent::CoordinateOpened { call: ServerCall(id) });
+                Kind::Coordinate
+            }
+            STREAM_DERP_MAPS => {
+                if self.relay_map.0 == 0 {
+                    self.events.push_back(ServerEvent::DerpMapsWanted);
+                }
+                Kind::Maps { sent: 0 }
+            }
+            path if self.role == Role::Client && path.starts_with(agent::SERVICE) => {
+                let error = RpcError::unimplemented(path);
+                return self.write(id, |c, out| c.write_error(&error, out));
+            }
+            _ => Kind::Unary { path, asked: false },
+        };
+        if let Some(served) = self.calls.get_mut(&id) {
+            served.kind = kind;
+        }
+    }
+
     fn take(&mut self, id: StreamId, received: Received) {
-        let coordinates = self.calls.values().filter(|s| matches!(s.kind, Kind::Coordinate)).count();
         let Some(served) = self.calls.get_mut(&id) else { return };
         match (received, &mut served.kind) {
-            (Received::Invoke(path), kind) => match path.as_str() {
-                COORDINATE if coordinates >= MAX_COORDINATES => {
-                    self.write(id, |c, out| c.write_error(&RpcError::plain("too many calls"), out));
-                }
-                COORDINATE => {
-                    *kind = Kind::Coordinate;
-                    self.events.push_back(ServerEvent::CoordinateOpened { call: ServerCall(id) });
-                }
-                STREAM_DERP_MAPS => {
-                    *kind = Kind::Maps { sent: 0 };
-                    if self.relay_map.0 == 0 {
-                        self.events.push_back(ServerEvent::DerpMapsWanted);
-                    }
-                }
-                path if self.role == Role::Client && path.starts_with(agent::SERVICE) => {
-                    let error = RpcError::unimplemented(path);
-                    self.write(id, |c, out| c.write_error(&error, out));
-                }
-                _ => *kind = Kind::Unary { path, asked: false },
-            },
+            (Received::Invoke(path), _) => self.begin(id, path),
             (Received::Message(body), Kind::Unary { path, asked }) => {
                 if !std::mem::replace(asked, true) {
                     let path = path.clone();

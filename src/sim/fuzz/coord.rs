@@ -5,7 +5,7 @@ use crate::{
     proto::coord::{
         Auth, ClientEvent, ClientRole, ClientSession, ConnId, Coordinator, Delivery, ServerCall, ServerEvent, ServerRole,
         ServerSession,
-        drpc::{Call, Fault, Packet, Reader},
+        drpc::{Call, read_pieces},
         yamux::Session,
     },
     wire::coord::tailnet::{DerpMap, Node},
@@ -81,7 +81,7 @@ fn run_server(role: ServerRole, auth: Auth, mut steps: Steps<'_>) {
                 }
                 ServerEvent::Coordinate { call, request } => {
                     if let Some(conn) = calls.get(&call) {
-                        // the coordinator tells a refusal itself
+                        // The coordinator tells a refusal itself.
                         let _ = coordinator.handle_request(*conn, &request);
                     }
                 }
@@ -140,30 +140,12 @@ fn run_client(role: ClientRole, mut steps: Steps<'_>) {
 /// When they differ.
 pub fn drpc(input: &[u8]) {
     let Some((step, bytes)) = input.split_first() else { return };
-    let whole = read_all(bytes, bytes.len().max(1));
-    let pieces = read_all(bytes, usize::from(*step).max(1));
+    let whole = read_pieces(bytes, bytes.len());
+    let pieces = read_pieces(bytes, usize::from(*step));
     assert_eq!(whole, pieces);
     let mut call = Call::server();
     let mut rest = bytes;
     while let Ok((used, Some(_))) = call.read(rest) {
         rest = rest.get(used..).unwrap_or_default();
     }
-}
-
-fn read_all(bytes: &[u8], step: usize) -> (Vec<Packet>, Option<Fault>) {
-    let (mut reader, mut packets, mut kept) = (Reader::default(), Vec::new(), Vec::new());
-    for piece in bytes.chunks(step) {
-        kept.extend_from_slice(piece);
-        loop {
-            match reader.read(&kept) {
-                Ok((used, packet)) => {
-                    kept.drain(..used);
-                    let Some(packet) = packet else { break };
-                    packets.push(packet);
-                }
-                Err(fault) => return (packets, Some(fault)),
-            }
-        }
-    }
-    (packets, None)
 }

@@ -91,7 +91,7 @@ fn of(message: &str) -> Option<Check> {
         "google.protobuf.Duration" => check::<prost_types::Duration>,
         "google.protobuf.BoolValue" => check::<bool>,
         "google.protobuf.FloatValue" => check::<f32>,
-        // the server answers these calls with code 12
+        // The server answers these calls with code 12.
         name if name.contains("SubAgent") => return None,
         name => panic!("no type for {name}"),
     })
@@ -113,7 +113,7 @@ fn assert_named(message: &str, value: &Value, debug: &str) {
         let name = plain(name.strip_prefix("type").map_or(name.as_str(), |_| "r#type"));
         let name = name.trim_start_matches("r#");
         let shown = match value {
-            // 64-bit numbers are strings of digits, enums are upper-case names, bytes are base64
+            // 64-bit numbers are strings of digits, enums are upper-case names, bytes are base64.
             Value::String(text) if text.chars().all(|c| c.is_ascii_digit()) => vec![format!("{name}: {text}")],
             Value::String(text) => vec![format!("{name}: {text:?}"), format!("{name}: {text}"), format!("{name}: [")],
             Value::Bool(flag) => vec![format!("{name}: {flag}"), format!("{name}: some({flag})")],
@@ -137,7 +137,7 @@ fn every_message_reads_and_writes_the_bytes_of_go() {
             let bytes = hex::decode(row["hex"].as_str().unwrap()).unwrap();
             let (written, debug) = check(&bytes).unwrap_or_else(|| panic!("{name} does not decode"));
             if written != bytes {
-                // map entries with an empty value: prost leaves the value out, Go writes it, both read both
+                // Map entries with an empty value: prost leaves the value out, Go writes it, both read both.
                 assert_eq!(name, "coder.tailnet.v2.TelemetryRequest", "{debug}");
                 assert_eq!(check(&written).unwrap().1, debug);
             }

@@ -412,6 +412,7 @@ pub enum WorkspaceStatus {
     Deleting = 9,
     Deleted = 10,
 }
+
 impl Node {
     /// Sets when this was true, to the microsecond as the Go implementation does. Each announcement needs a new time.
     pub fn set_as_of(&mut self, at: WallTime) {

@@ -77,7 +77,7 @@ impl Auth {
         let may_have = |ip: &Ipv6Addr| match self {
             Self::All => true,
             Self::Agent => *ip == LEGACY_AGENT || agent_addresses(id).contains(ip),
-            // stricter than the Go server: else a user could take an address of the agent, or any route, at that agent
+            // Stricter than the Go server: else a user could take an address of the agent, or any route, at that agent.
             Self::Client { agent } => ip.octets().starts_with(&TAILSCALE_PREFIX) && !agent_addresses(*agent).contains(ip),
         };
         if *self == Self::All {

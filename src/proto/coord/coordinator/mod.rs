@@ -3,7 +3,7 @@
 //! A plain value without time or I/O. A connection is one Coordinate call; its peer id may move to a newer connection, which
 //! overwrites the older one. Tunnels are directed, news flow both ways along them. Invariants:
 //! - a peer is told LOST or DISCONNECTED of another only after it was sent its NODE, and never the same NODE twice in a row;
-//! - at most [`MAX_QUEUE`] responses wait per connection; a peer that does not read them is removed;
+//! - at most [`MAX_QUEUE`] responses of [`MAX_WAITING`] bytes wait per connection; a peer that does not read them is removed;
 //! - after [`Delivery::End`] a connection is forgotten and its id means nothing.
 
 mod auth;
@@ -13,16 +13,19 @@ mod tests;
 pub use auth::{Auth, AuthError};
 
 use crate::wire::coord::tailnet::{CoordinateRequest, CoordinateResponse, Node, PeerUpdate, PeerUpdateKind};
+use prost::Message as _;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 use uuid::Uuid;
 
-/// Responses that may wait for one connection.
+/// Responses that may wait for one connection, and their encoded bytes. What a new connection is told at once does not count.
 const MAX_QUEUE: usize = 512;
-/// Updates in one response.
+const MAX_WAITING: usize = 4 * 1024 * 1024;
+/// Updates in one response, and their encoded bytes: with one node more it is still a packet that peers read.
 const MAX_BATCH: usize = 1024;
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
 /// One Coordinate call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +44,9 @@ pub enum Delivery {
 struct Conn {
     peer: Uuid,
     auth: Auth,
-    queue: VecDeque<CoordinateResponse>,
+    /// Each with its weight in `waiting`.
+    queue: VecDeque<(CoordinateResponse, usize)>,
+    waiting: usize,
     /// The nodes that this connection was sent.
     sent: BTreeMap<Uuid, Arc<Node>>,
     /// Nothing more is taken or queued.
@@ -75,7 +80,7 @@ pub struct Coordinator {
     /// Connections with something new to send.
     ready: BTreeSet<ConnId>,
     /// Peers whose queue is full, removed before the present call returns.
-    overflowed: Vec<ConnId>,
+    overflowed: BTreeSet<ConnId>,
     closed: bool,
 }
 
@@ -90,7 +95,8 @@ impl Coordinator {
     pub fn connect(&mut self, id: Uuid, auth: Auth) -> ConnId {
         let conn = ConnId(self.next);
         self.next += 1;
-        self.conns.insert(conn, Conn { peer: id, auth, queue: VecDeque::new(), sent: BTreeMap::new(), ended: false });
+        let (queue, sent) = (VecDeque::new(), BTreeMap::new());
+        self.conns.insert(conn, Conn { peer: id, auth, queue, waiting: 0, sent, ended: false });
         if self.closed {
             self.end(conn, Some("coordinator closed"));
             return conn;
@@ -100,11 +106,19 @@ impl Coordinator {
         }
         let known = |other: &Uuid| self.peers.get(other).and_then(|p| p.node.clone()).map(|node| (*other, node));
         let nodes: Vec<_> = self.partners(id).iter().filter_map(known).collect();
-        for batch in nodes.chunks(MAX_BATCH) {
-            let updates = batch.iter().filter_map(|(other, node)| self.node_update(conn, *other, node, "init")).collect();
-            self.queue(conn, CoordinateResponse { peer_updates: updates, ..Default::default() });
+        let (mut batch, mut bytes) = (CoordinateResponse::default(), 0);
+        for (other, node) in nodes {
+            let Some(update) = self.node_update(conn, other, &node, "init") else { continue };
+            bytes += update.encoded_len();
+            batch.peer_updates.push(update);
+            if batch.peer_updates.len() >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+                self.push(conn, std::mem::take(&mut batch), 0);
+                bytes = 0;
+            }
         }
-        self.remove_overflowed();
+        if !batch.peer_updates.is_empty() {
+            self.push(conn, batch, 0);
+        }
         conn
     }
 
@@ -135,7 +149,7 @@ impl Coordinator {
     pub fn close(&mut self) {
         self.closed = true;
         let (ids, conns): (Vec<_>, Vec<_>) = self.peers.iter().map(|(id, p)| (*id, p.conn)).unzip();
-        // all are told before any is taken out, else those who go first would not hear of the others
+        // All are told before any is taken out, else those who go first would not hear of the others.
         for id in ids {
             for partner in self.partners(id) {
                 self.tell_gone(partner, id, PeerUpdateKind::Lost, "lost");
@@ -156,7 +170,8 @@ impl Coordinator {
     /// What a connection is to do next; `None` when there is nothing, or the connection is not known.
     pub fn poll(&mut self, conn: ConnId) -> Option<Delivery> {
         let entry = self.conns.get_mut(&conn)?;
-        if let Some(response) = entry.queue.pop_front() {
+        if let Some((response, weight)) = entry.queue.pop_front() {
+            entry.waiting -= weight;
             return Some(Delivery::Response(response));
         }
         if entry.ended {
@@ -165,18 +180,6 @@ impl Coordinator {
             return Some(Delivery::End);
         }
         None
-    }
-
-    /// How many peers are connected.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.peers.len()
-    }
-
-    /// Whether a peer is connected.
-    #[must_use]
-    pub fn is_connected(&self, id: Uuid) -> bool {
-        self.peers.contains_key(&id)
     }
 
     fn apply(&mut self, conn: ConnId, id: Uuid, request: &CoordinateRequest) -> Result<(), AuthError> {
@@ -212,9 +215,10 @@ impl Coordinator {
             self.leave(conn, Leave::Graceful);
             self.end(conn, None);
         }
+        let partners = if request.ready_for_handshake.is_empty() { BTreeSet::new() } else { self.partners(id) };
         for ready in &request.ready_for_handshake {
             let to = auth::parse_id(&ready.id, "ready for handshake")?;
-            if self.partners(id).contains(&to) {
+            if partners.contains(&to) {
                 let kind = PeerUpdateKind::ReadyForHandshake.into();
                 let update = PeerUpdate { id: id.as_bytes().to_vec(), kind, ..Default::default() };
                 self.tell(to, update);
@@ -258,7 +262,7 @@ impl Coordinator {
         for partner in self.partners(id) {
             self.tell_gone(partner, id, kind, reason);
         }
-        // tunnels to the peer stay: it may come back, and the sources still want it
+        // Tunnels to the peer stay: it may come back, and the sources still want it.
         for to in self.outgoing.get(&id).cloned().unwrap_or_default() {
             self.drop_tunnel(id, to);
         }
@@ -303,15 +307,19 @@ impl Coordinator {
     }
 
     fn queue(&mut self, id: ConnId, response: CoordinateResponse) {
-        let Some(conn) = self.conns.get_mut(&id).filter(|c| !c.ended) else { return };
-        if response.peer_updates.is_empty() && response.error.is_empty() {
-            return;
+        let Some(conn) = self.conns.get(&id).filter(|c| !c.ended) else { return };
+        if conn.queue.len() >= MAX_QUEUE || conn.waiting >= MAX_WAITING {
+            self.overflowed.insert(id);
+        } else {
+            let weight = response.encoded_len();
+            self.push(id, response, weight);
         }
-        if conn.queue.len() >= MAX_QUEUE {
-            self.overflowed.push(id);
-            return;
-        }
-        conn.queue.push_back(response);
+    }
+
+    fn push(&mut self, id: ConnId, response: CoordinateResponse, weight: usize) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.waiting += weight;
+        conn.queue.push_back((response, weight));
         self.ready.insert(id);
     }
 
@@ -319,18 +327,19 @@ impl Coordinator {
     fn end(&mut self, id: ConnId, error: Option<&str>) {
         let Some(conn) = self.conns.get_mut(&id).filter(|c| !c.ended) else { return };
         conn.ended = true;
-        if let Some(error) = error {
-            conn.queue.push_back(CoordinateResponse { error: error.into(), ..Default::default() });
-        }
         self.ready.insert(id);
+        if let Some(error) = error {
+            self.push(id, CoordinateResponse { error: error.into(), ..Default::default() }, 0);
+        }
     }
 
     /// Removes the peers that do not read; telling their partners may fill further queues.
     fn remove_overflowed(&mut self) {
-        while let Some(conn) = self.overflowed.pop() {
+        while let Some(conn) = self.overflowed.pop_first() {
             self.leave(conn, Leave::Overflow);
             if let Some(entry) = self.conns.get_mut(&conn).filter(|c| !c.ended) {
                 entry.queue.clear();
+                entry.waiting = 0;
                 entry.ended = true;
                 self.ready.insert(conn);
             }

@@ -52,6 +52,10 @@ enum Told {
     End,
 }
 
+fn is_connected(coordinator: &Coordinator, id: Uuid) -> bool {
+    coordinator.peers.contains_key(&id)
+}
+
 const REASONS: [&str; 8] =
     ["init", "node update", "add tunnel", "remove tunnel", "graceful disconnect", "lost", "does not read its updates", ""];
 
@@ -150,7 +154,7 @@ fn a_graceful_disconnect_tells_the_partners_and_ends_the_stream() {
     c.handle_request(client, &disconnect()).unwrap();
     assert_eq!(told(&mut c, agent), [is(CLIENT, Disconnected, "graceful disconnect")]);
     assert_eq!(told(&mut c, client), [Told::End]);
-    assert!(!c.is_connected(CLIENT));
+    assert!(!is_connected(&c, CLIENT));
     c.lost(client);
     assert_eq!(told(&mut c, agent), [], "the end of the socket is no second news");
     let client = c.connect(CLIENT, AS_CLIENT);
@@ -221,7 +225,7 @@ fn a_new_connection_overwrites_the_old_one_of_its_id() {
     assert_eq!(told(&mut c, agent), [Told::Error("peer ID overwritten by new connection".into()), Told::End]);
     assert_eq!(told(&mut c, newer), [is_node(CLIENT, 1, "init")]);
     c.lost(agent);
-    assert!(c.is_connected(AGENT));
+    assert!(is_connected(&c, AGENT));
     assert_eq!(told(&mut c, client), [], "the peer itself never left");
     c.handle_request(agent, &update(node(AGENT, 7))).unwrap();
     assert_eq!(told(&mut c, client), [], "the old connection has no say");
@@ -247,15 +251,59 @@ fn a_new_connection_is_told_of_its_partners_in_batches() {
 }
 
 #[test]
+fn large_nodes_make_more_batches_that_a_peer_can_still_read() {
+    let mut c = Coordinator::new();
+    for n in 10_001..=10_100 {
+        let id = Uuid::from_u128(n << 64 | n);
+        let conn = c.connect(id, AS_CLIENT);
+        let large = Node { endpoints: vec!["192.0.2.1:1".into(); 4_900], ..node(id, 1) };
+        c.handle_request(conn, &update(large)).unwrap();
+        c.handle_request(conn, &add_tunnel(AGENT)).unwrap();
+    }
+    let agent = c.connect(AGENT, Auth::Agent);
+    let late = c.connect(CLIENT, AS_CLIENT);
+    c.handle_request(late, &CoordinateRequest { add_tunnel: tunnel(AGENT), ..update(node(CLIENT, 1)) }).unwrap();
+    assert!(is_connected(&c, AGENT), "what it is told at first is no reason to give it up");
+    let (mut nodes, mut batches) = (0, 0);
+    while let Some(Delivery::Response(response)) = c.poll(agent) {
+        assert!(response.encoded_len() < crate::wire::coord::drpc::MAX_PACKET);
+        nodes += response.peer_updates.len();
+        batches += 1;
+    }
+    assert_eq!((nodes, batches), (101, 7));
+}
+
+#[test]
+fn a_peer_is_also_removed_for_the_bytes_that_it_does_not_read() {
+    let (mut c, agent, client) = joined();
+    let large = |version| Node { endpoints: vec!["192.0.2.1:1".into(); 4_900], ..node(AGENT, version) };
+    for version in 2..200 {
+        c.handle_request(agent, &update(large(version))).unwrap();
+        if version < 60 {
+            assert!(is_connected(&c, CLIENT), "{version}");
+        }
+    }
+    assert!(!is_connected(&c, CLIENT));
+    assert_eq!(told(&mut c, client), [Told::End]);
+    // Read in time, the same news do no harm.
+    let (mut c, agent, client) = joined();
+    for version in 2..200 {
+        c.handle_request(agent, &update(large(version))).unwrap();
+        assert_eq!(told(&mut c, client).len(), 1);
+    }
+    assert!(is_connected(&c, CLIENT));
+}
+
+#[test]
 fn a_peer_that_reads_nothing_is_removed_and_its_partners_know() {
     let (mut c, agent, client) = joined();
     for version in 2..2 + 512 {
         c.handle_request(agent, &update(node(AGENT, version))).unwrap();
     }
-    assert!(c.is_connected(CLIENT));
+    assert!(is_connected(&c, CLIENT));
     assert_eq!(told(&mut c, agent), []);
     c.handle_request(agent, &update(node(AGENT, 1000))).unwrap();
-    assert!(!c.is_connected(CLIENT));
+    assert!(!is_connected(&c, CLIENT));
     assert_eq!(told(&mut c, agent), [is(CLIENT, Disconnected, "does not read its updates")]);
     assert_eq!(told(&mut c, client), [Told::End]);
     c.handle_request(client, &update(node(CLIENT, 5))).unwrap();
@@ -271,7 +319,7 @@ fn closing_ends_everybody_and_whoever_comes_later() {
     assert_eq!(told(&mut c, client), [is(AGENT, Lost, "lost"), closed(), Told::End]);
     let late = c.connect(SECOND_CLIENT, AS_CLIENT);
     assert_eq!(told(&mut c, late), [closed(), Told::End]);
-    assert_eq!(c.peers(), 0);
+    assert!(c.peers.is_empty());
 }
 
 #[test]
@@ -310,7 +358,7 @@ fn assert_refused(id: Uuid, auth: Auth, request: &CoordinateRequest, why: &str) 
     if id != AGENT {
         assert_eq!(told(&mut c, agent), [], "nothing of the request was applied");
     }
-    assert!(!c.is_connected(id));
+    assert!(!is_connected(&c, id));
 }
 
 fn node_with(prefix: &str) -> Node {

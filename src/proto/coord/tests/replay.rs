@@ -125,7 +125,7 @@ impl Server {
                             socket.calls.insert(call, self.coordinator.connect(socket.peer, socket.auth));
                         }
                         ServerEvent::Coordinate { call, request } => {
-                            // a refusal is told through the queue
+                            // A refusal is told through the queue.
                             let _ = self.coordinator.handle_request(socket.calls[&call], &request);
                         }
                         ServerEvent::CoordinateClosed { call } => self.coordinator.lost(socket.calls[&call]),
@@ -222,7 +222,7 @@ fn our_server_answers_recorded_peers_as_the_go_server_did() {
             _ => {}
         }
         let before: BTreeMap<String, Way> = server.sockets.iter().map(|(n, s)| (n.clone(), s.sent.copy())).collect();
-        // the recording goes on from what we sent, unless it differs here
+        // The recording goes on from what we sent, unless it differs here.
         let own = |way: &Way| if difference(name).is_some() { Way::default() } else { way.copy() };
         let mut recorded: BTreeMap<String, Way> = before.iter().map(|(n, way)| (n.clone(), own(way))).collect();
         server.run();
@@ -270,9 +270,9 @@ fn difference(step: &str) -> Option<fn(&[Sent])> {
         _ if step.starts_with("client calls an unknown path") => Some(unimplemented),
         _ if step.starts_with("client calls the agent API") => Some(unimplemented),
         _ if step.starts_with("client opens WorkspaceUpdates") => Some(unimplemented),
-        // the text of Go's parser
+        // The text of Go's parser.
         "refused: client announces no address" => Some(refused),
-        // we check allowed_ips as newer servers do, so this peer is gone before the coordinator closes
+        // We check allowed_ips as newer servers do, so this peer is gone before the coordinator closes.
         _ if step.starts_with("not refused by v2.29.1") => Some(refused),
         "the coordinator is closed" => Some(other),
         _ => None,
@@ -398,7 +398,7 @@ fn our_client_says_what_the_go_client_said_and_understands_the_answers() {
     assert_eq!(session.resume_token(wall(1_700_086_400)), None);
     for (id, (data, fin)) in &recorded.streams {
         let (ours, our_fin) = &sent.streams[id];
-        // streams 9 and 17 carry streaming calls, which our client opens as a unary one here: it ends them itself
+        // Streams 9 and 17 carry streaming calls, which our client opens as a unary one here: it ends them itself.
         if ![9, 17].contains(id) {
             assert_eq!(hex::encode(ours), hex::encode(data), "stream {id}");
             assert!(*our_fin || !fin, "stream {id}");

@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// Runs timers up to `until`, without traffic of sockets in `silent`.
+    /// Runs timers up to `until`.
     fn run(&mut self, until: Instant) {
         self.settle();
         loop {
@@ -478,120 +478,4 @@ fn an_error_of_the_coordinator_is_told_with_the_end() {
     let why = format!("authorization: invalid agent id, expected {AGENT}, got {CLIENT}");
     assert!(world.sockets[client].news.contains(&ClientEvent::CoordinatorError(why.clone())));
     assert_eq!(world.sockets[client].closed(), Some(&CloseReason::Coordinate(why)));
-}
-
-#[test]
-fn a_server_that_does_not_take_requests_fills_the_clients_window_and_loses_none() {
-    let mut client = ClientSession::new(ClientRole::Agent, START);
-    let mut server = ServerSession::new(ServerRole::Agent, START);
-    client.open_coordination();
-    for n in 0..20_000_u128 {
-        client.ready(vec![Uuid::from_u128(n)]);
-    }
-    let mut out = Vec::new();
-    client.poll_output(&mut out);
-    server.handle_bytes(START, &out);
-    out.clear();
-    client.poll_output(&mut out);
-    assert!(out.is_empty(), "20,000 requests are more than a window");
-    let mut next = 0;
-    loop {
-        let mut moved = false;
-        while let Some(event) = server.poll_event() {
-            moved = true;
-            if let ServerEvent::Coordinate { request, .. } = event {
-                assert_eq!(request.ready_for_handshake[0].id, Uuid::from_u128(next).as_bytes());
-                next += 1;
-            }
-        }
-        let mut up = Vec::new();
-        client.poll_output(&mut up);
-        let mut down = Vec::new();
-        server.poll_output(&mut down);
-        server.handle_bytes(START, &up);
-        client.handle_bytes(START, &down);
-        if !moved && up.is_empty() && down.is_empty() {
-            break;
-        }
-    }
-    assert_eq!(next, 20_000);
-}
-
-#[test]
-fn one_stream_with_many_requests_does_not_hold_up_the_others() {
-    let mut client = ClientSession::new(ClientRole::Agent, START);
-    let mut server = ServerSession::new(ServerRole::Agent, START);
-    client.open_coordination();
-    for n in 0..5_000_u128 {
-        client.ready(vec![Uuid::from_u128(n)]);
-    }
-    client.call(START, agent::GET_MANIFEST, &[]);
-    let mut out = Vec::new();
-    client.poll_output(&mut out);
-    server.handle_bytes(START, &out);
-    let at = std::iter::from_fn(|| server.poll_event()).position(|e| matches!(e, ServerEvent::Call { .. }));
-    assert!(at.is_some_and(|at| at < 100), "{at:?}");
-}
-
-#[test]
-fn hoarded_packets_end_the_session() {
-    use crate::wire::coord::{
-        drpc::{FrameHeader, Kind, MAX_PACKET},
-        yamux::{Flags, Header, Kind as Frame},
-    };
-    let mut server = ServerSession::new(ServerRole::Client, START);
-    let mut hoarder = super::super::yamux::Session::client();
-    'streams: for _ in 0..6 {
-        let id = hoarder.open().unwrap();
-        let mut bytes = vec![0x03, 1, 1, 2, b'/', b'x'];
-        FrameHeader { kind: Kind::Message, done: false, control: false, stream: 1, message: 2, len: MAX_PACKET }
-            .write(&mut bytes);
-        bytes.resize(bytes.len() + MAX_PACKET, 0);
-        hoarder.write(id, &bytes).unwrap();
-        loop {
-            let mut up = Vec::new();
-            hoarder.poll_output(&mut up);
-            server.handle_bytes(START, &up);
-            let mut down = Vec::new();
-            server.poll_output(&mut down);
-            if server.poll_timeout().is_none() {
-                break 'streams;
-            }
-            if up.is_empty() && down.is_empty() {
-                break;
-            }
-            hoarder.handle_bytes(&down).unwrap();
-        }
-    }
-    assert_eq!(std::iter::from_fn(|| server.poll_event()).last(), Some(ServerEvent::Dead(Death::Hoard)));
-    let mut overrun = Vec::new();
-    Header { kind: Frame::WindowUpdate, flags: Flags::SYN, stream: 1, value: 0 }.write(&mut overrun);
-    Header { kind: Frame::Data, flags: Flags::NONE, stream: 1, value: 300_000 }.write(&mut overrun);
-    let mut server = ServerSession::new(ServerRole::Client, START);
-    server.handle_bytes(START, &overrun);
-    assert!(matches!(server.poll_event(), Some(ServerEvent::Dead(Death::Protocol(_)))));
-}
-
-#[test]
-fn too_many_coordinate_calls_are_refused_one_by_one() {
-    let mut server = ServerSession::new(ServerRole::Client, START);
-    let mut yamux = super::super::yamux::Session::client();
-    let path = tailnet::COORDINATE;
-    let invoke = [&[0x03, 1, 1, path.len() as u8], path.as_bytes()].concat();
-    let streams: Vec<_> = (0..5)
-        .map(|_| {
-            let id = yamux.open().unwrap();
-            yamux.write(id, &invoke).unwrap();
-            id
-        })
-        .collect();
-    let mut up = Vec::new();
-    yamux.poll_output(&mut up);
-    server.handle_bytes(START, &up);
-    assert_eq!(std::iter::from_fn(|| server.poll_event()).count(), 4);
-    let mut down = Vec::new();
-    server.poll_output(&mut down);
-    yamux.handle_bytes(&down).unwrap();
-    assert_eq!(yamux.readable(streams[0]), b"");
-    assert_eq!(yamux.readable(streams[4]).first(), Some(&0x07), "an error packet");
 }

@@ -247,9 +247,17 @@ impl Session {
         if self.gone_away {
             return Err(Refused::GoneAway);
         }
-        let id = self.next.filter(|_| self.streams.len() < MAX_STREAMS).ok_or(Refused::TooMany)?;
-        self.next = id.checked_add(2);
-        let id = StreamId(id);
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(Refused::TooMany);
+        }
+        let id = loop {
+            let id = self.next.ok_or(Refused::TooMany)?;
+            self.next = id.checked_add(2);
+            // Go lets the peer open ids of our parity, so one may be taken.
+            if !self.streams.contains_key(&StreamId(id)) {
+                break StreamId(id);
+            }
+        };
         self.streams.insert(id, Stream::new());
         self.control(Kind::WindowUpdate, Flags::SYN, id.0, 0);
         Ok(id)
@@ -366,12 +374,6 @@ impl Session {
         self.forget(id);
     }
 
-    /// How many streams are alive.
-    #[must_use]
-    pub fn streams(&self) -> usize {
-        self.streams.len()
-    }
-
     /// Whether the peer takes no further streams: time to dial again.
     #[must_use]
     pub const fn is_going_away(&self) -> bool {
@@ -382,7 +384,7 @@ impl Session {
     pub fn ping(&mut self) -> u32 {
         let value = self.next_ping;
         self.next_ping = value.wrapping_add(1);
-        // a peer that never answers is given up long before this
+        // A peer that never answers is given up long before this.
         while self.pings.len() >= 16 {
             self.pings.pop_first();
         }

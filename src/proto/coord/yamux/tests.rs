@@ -41,7 +41,7 @@ fn odd_frames_are_taken_as_by_a_go_server() {
         if result.is_ok() {
             let mut expected = hex::decode(row["answer"].as_str().unwrap()).unwrap();
             if ["RST", "SYN and FIN at once"].contains(&name) {
-                // Go acknowledges on its own accept, which came too late; we do at once
+                // Go acknowledges on its own accept, which came too late; we do at once.
                 expected = hex::decode("000100020000000100000000").unwrap();
             }
             assert_eq!(hex::encode(output(&mut session)), hex::encode(expected), "{name}");
@@ -55,7 +55,7 @@ fn a_session_gives_the_frames_that_go_gave() {
     let steps = vectors["steps"].as_array().unwrap();
     let expected = |step: usize, dir: &str| -> String {
         let writes = steps[step]["writes"].as_array().unwrap().iter();
-        // payloads are shortened in the file; they are checked by their length below
+        // Payloads are shortened in the file; they are checked by their length below.
         let headers = writes.filter(|w| w["dir"].as_str() == Some(dir) && w["len"].as_u64() == Some(12));
         headers.map(|w| w["write"].as_str().unwrap()).collect()
     };
@@ -92,7 +92,7 @@ fn a_session_gives_the_frames_that_go_gave() {
     carry(&mut server, &mut client);
     server.close(NOW, three);
     assert_eq!(hex::encode(carry(&mut server, &mut client)), expected(9, "server to client"));
-    assert_eq!((client.streams(), server.streams()), (1, 1));
+    assert_eq!((client.streams.len(), server.streams.len()), (1, 1));
     client.handle_bytes(&hex::decode("000300000000000000000000").unwrap()).unwrap();
     assert_eq!(client.open(), Err(Refused::GoneAway));
 }
@@ -177,7 +177,7 @@ fn a_closed_stream_without_the_peers_fin_is_reset_after_five_minutes() {
     client.handle_timeout(due);
     carry(&mut client, &mut server);
     assert_eq!(server.read_state(id), ReadState::Reset);
-    assert_eq!((client.streams(), client.poll_timeout()), (0, None));
+    assert_eq!((client.streams.len(), client.poll_timeout()), (0, None));
 }
 
 #[test]
@@ -201,10 +201,17 @@ fn streams_beyond_the_limit_are_reset_and_the_others_live_on() {
         Header { kind: Kind::WindowUpdate, flags: Flags::SYN, stream: 2 * n + 1, value: 0 }.write(&mut bytes);
     }
     server.handle_bytes(&bytes).unwrap();
-    assert_eq!(server.streams(), MAX_STREAMS);
+    assert_eq!(server.streams.len(), MAX_STREAMS);
     let answers = output(&mut server);
     let last = Header::parse(answers.last_chunk().unwrap()).unwrap();
     assert_eq!((last.stream, last.flags), (2 * MAX_STREAMS as u32 + 1, Flags::RST));
     let refused = server.write(StreamId(1), &vec![0; MAX_QUEUED + 1]);
     assert_eq!(refused, Err(Refused::Full));
+}
+
+#[test]
+fn a_number_that_the_peer_took_from_us_is_passed_over() {
+    let mut server = Session::server();
+    server.handle_bytes(&hex::decode("000100010000000200000000").unwrap()).unwrap();
+    assert_eq!(server.open(), Ok(StreamId(4)));
 }

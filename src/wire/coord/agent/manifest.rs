@@ -206,6 +206,7 @@ pub enum WorkspaceAppHealth {
     Healthy = 3,
     Unhealthy = 4,
 }
+
 impl fmt::Debug for Manifest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Manifest")
