@@ -21,12 +21,14 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 
 /// Connections at once: each costs a file and about 10 KiB.
 const MAX_CONNECTIONS: usize = 8192;
+/// Files that the server keeps for other things than connections.
+const OTHER_FILES: usize = 64;
 /// How long a client may take for the head of a request, and may keep a connection open between two.
 const HEAD_TIME: Duration = Duration::from_secs(60);
 /// The longest head of a request.
@@ -38,23 +40,24 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// Pause after a failed accept, which mostly means that no file is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A stream of which some bytes were read already.
+/// A stream of which some bytes were read already. It holds its place among the connections, whatever it carries.
 #[derive(Debug)]
 pub(crate) struct Prefixed<S> {
     prefix: Bytes,
     io: S,
+    place: OwnedSemaphorePermit,
 }
 
 impl<S> Prefixed<S> {
     /// `io` with `prefix` before what it still holds.
-    pub(crate) const fn new(prefix: Bytes, io: S) -> Self {
-        Self { prefix, io }
+    const fn new(prefix: Bytes, io: S, place: OwnedSemaphorePermit) -> Self {
+        Self { prefix, io, place }
     }
 
     /// The same stream with `more`, which another layer has read, before what is left.
     pub(crate) fn with_more(self, more: Bytes) -> Self {
         let prefix = if self.prefix.is_empty() { more } else { [more, self.prefix].concat().into() };
-        Self { prefix, io: self.io }
+        Self { prefix, io: self.io, place: self.place }
     }
 }
 
@@ -95,7 +98,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 /// Accepts connections until the server stops.
 pub(crate) async fn accept(app: App, listener: TcpListener) {
     let router = routes::router(&app);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(max_connections()));
     let stopping = app.stopping().clone();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -111,14 +114,23 @@ pub(crate) async fn accept(app: App, listener: TcpListener) {
                 continue;
             }
         };
-        let connection = serve(app.clone(), router.clone(), stream);
+        let connection = serve(app.clone(), router.clone(), stream, place);
         app.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(place);
         });
     }
+}
+
+/// As many connections as there are files for.
+fn max_connections() -> usize {
+    #[cfg(unix)]
+    if let Some(files) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        return files.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS);
+    }
+    MAX_CONNECTIONS
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {
@@ -130,14 +142,14 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve(app: App, router: Router, mut stream: TcpStream) -> io::Result<()> {
+async fn serve(app: App, router: Router, mut stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<()> {
     tune(&stream)?;
     let opening = timeout(HEAD_TIME, relay::opening(&mut stream));
     let stream = match opening.await.map_err(|_| io::ErrorKind::TimedOut)?? {
         relay::Opening::FastStart(rest) => {
-            return relay::serve(&app, Box::new(Prefixed::new(rest, stream))).await;
+            return relay::serve(&app, Box::new(Prefixed::new(rest, stream, place))).await;
         }
-        relay::Opening::Http(read) => Prefixed::new(read, stream),
+        relay::Opening::Http(read) => Prefixed::new(read, stream, place),
     };
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);

@@ -6,8 +6,8 @@
 //!          └─ fast start ────────────────────────────────────────┴─ relay: /derp on both transports
 //! UDP ── stun                                  store: SQLite in the data folder
 //! ```
-//! Routes of our own, in Coder's shapes: `POST /api/v2/users/{user}/workspaces` ([`api::workspaces`]) and
-//! `POST /api/v2/users` ([`api::users`]), whose answers carry a token that is shown nowhere else.
+//! Routes of our own, in Coder's shapes: `POST /api/v2/users/{user}/workspaces` (`api/workspaces.rs`) and
+//! `POST /api/v2/users` (`api/users.rs`), whose answers carry a token that is shown nowhere else.
 //!
 //! Secrets: the store holds hashes only, the first user's token lies in a file of mode 0600 in the data folder, and no
 //! token reaches a log or `Debug`.

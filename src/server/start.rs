@@ -223,16 +223,22 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         block_direct: config.block_direct,
         force_websockets: config.force_websockets,
     };
+    let dev = match config.dev {
+        None => None,
+        Some(program) => {
+            let token = store.ensure_dev_workspace(Stamp::now(), user.id, DEV_WORKSPACE).await?;
+            // Beside the server, the HTTP address is nearer than whatever leads to the access URL.
+            Some(AgentChild { program, url: format!("http://{}", reachable(address)), token })
+        }
+    };
     let authority = authority(&url);
     let app = App::new(store, network, url.as_str().trim_end_matches('/').to_owned(), authority)?;
+    // Nothing below fails.
     if let Some(socket) = stun {
         app.spawn(stun::serve(socket, app.stopping().clone()));
     }
     app.spawn(listen::accept(app.clone(), listener));
-    if let Some(program) = config.dev {
-        let token = app.store().ensure_dev_workspace(Stamp::now(), user.id, DEV_WORKSPACE).await?;
-        // Beside the server, the HTTP address is nearer than whatever leads to the access URL.
-        let child = AgentChild { program, url: format!("http://{}", reachable(address)), token };
+    if let Some(child) = dev {
         app.spawn(child.keep(app.stopping().clone()));
     }
     app.tasks().close();
@@ -286,10 +292,12 @@ fn access_url(text: &str) -> Result<Url, StartError> {
     if url.host().is_none() {
         return Err(refuse("it has no host".to_owned()));
     }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+    let more = !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some();
+    if more || url.path() != "/" {
         return Err(StartError::AccessUrl {
+            // What else is in it may be a secret.
             url: url.host_str().unwrap_or_default().to_owned(),
-            why: "it holds more than scheme, host, port and path".to_owned(),
+            why: "it holds more than scheme, host and port".to_owned(),
         });
     }
     Ok(url)
@@ -349,7 +357,7 @@ mod tests {
         for good in ["http://127.0.0.1:3000", "https://coder.example.com/", "http://[::1]:3000"] {
             assert!(access_url(good).is_ok(), "{good}");
         }
-        for bad in ["", "coder.example.com", "ftp://x", "http://", "https://x/?a=b", "https://u:hunter2@x"] {
+        for bad in ["", "coder.example.com", "ftp://x", "http://", "https://x/?a=b", "https://u:hunter2@x", "https://x/path"] {
             let error = access_url(bad).unwrap_err().to_string();
             assert!(!error.contains("hunter2") && error.contains("--access-url"), "{error}");
         }

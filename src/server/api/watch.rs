@@ -6,11 +6,11 @@ use super::{
         answer::Answer,
         app::App,
         store::StoreError,
-        upgrade::{Upgrade, farewell},
+        upgrade::{Socket, Upgrade, closed_by_peer, farewell},
     },
     views, workspaces,
 };
-use crate::driver::websocket::{Message, WebSocket};
+use crate::driver::websocket::Message;
 use axum::{
     body::Body,
     extract::{Path, Request, State},
@@ -20,7 +20,6 @@ use axum::{
 use futures::stream;
 use serde_json::{Value, json};
 use std::{io, time::Duration};
-use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
 /// How often a quiet stream shows that it lives.
@@ -128,10 +127,11 @@ pub(crate) async fn socket(State(app): State<App>, me: Me, Path(id): Path<String
 }
 
 /// Waits for the end of a socket on which the client has nothing to say.
-pub(crate) async fn ended<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocket<S>) -> io::Result<()> {
+pub(crate) async fn ended(socket: &mut Socket) -> io::Result<()> {
     while let Some(message) = socket.next().await.transpose()? {
         if let Message::Close { .. } = message {
-            return Ok(());
+            closed_by_peer(socket).await;
+            break;
         }
     }
     Ok(())

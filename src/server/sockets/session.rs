@@ -6,7 +6,7 @@ use super::{
         app::{App, Latency},
         live::Presence,
         time::Stamp,
-        upgrade::{Socket, farewell},
+        upgrade::{Socket, closed_by_peer, farewell},
     },
     calls,
 };
@@ -101,8 +101,10 @@ impl Session {
         let ended = self.talk(&mut socket).await;
         self.leave().await;
         let (code, reason) = match ended? {
-            End::Peer => return Ok(()),
-            End::Dead(Death::Ended) => return Ok(()),
+            End::Peer | End::Dead(Death::Ended) => {
+                closed_by_peer(&mut socket).await;
+                return Ok(());
+            }
             End::Dead(Death::Silent) | End::Silent => (1001, "liveness probe failed".to_owned()),
             End::Dead(death) => (1011, death.to_string()),
             End::Text => (1003, "unexpected text message".to_owned()),

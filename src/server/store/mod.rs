@@ -133,9 +133,9 @@ impl Store {
     pub(crate) async fn open(folder: &Path) -> std::result::Result<Self, OpenError> {
         let lock = lock(folder)?;
         let file = folder.join(DATABASE);
+        make_private_file(&file).map_err(|error| OpenError::Folder { folder: folder.to_owned(), error })?;
         let options = SqliteConnectOptions::new()
             .filename(&file)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
@@ -186,6 +186,15 @@ fn make_private(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(folder)
+}
+
+/// Makes the database file for its owner alone; SQLite gives its companions the same mode.
+fn make_private_file(file: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(file).map(drop)
 }
 
 fn unreadable(file: &Path, error: sqlx::Error) -> OpenError {

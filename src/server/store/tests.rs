@@ -76,11 +76,19 @@ async fn a_folder_that_cannot_be_made_is_named() {
 }
 
 #[tokio::test]
-async fn a_new_folder_is_for_its_owner_alone() {
+async fn a_new_folder_and_its_database_are_for_their_owner_alone() {
     let folder = tempfile::tempdir().unwrap();
     let inner = folder.path().join("data");
-    open(&inner).await;
-    assert_eq!(std::fs::metadata(&inner).unwrap().permissions().mode() & 0o777, 0o700);
+    let store = open(&inner).await;
+    first_user(&store).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&inner), 0o700);
+    for entry in std::fs::read_dir(&inner).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.ends_with(LOCK) {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+    }
 }
 
 #[tokio::test]

@@ -137,3 +137,33 @@ async fn the_access_url_is_what_clients_are_told() {
     let node = &info["derp_map"]["Regions"]["999"]["Nodes"][0];
     assert_eq!((&node["HostName"], &node["DERPPort"]), (&Value::from("coder.example.com"), &Value::from(443)));
 }
+
+#[tokio::test]
+async fn dev_runs_an_agent_whose_token_counts_in_a_workspace_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, log) = (folder.path().join("coder"), folder.path().join("log"));
+    let script = format!(
+        "#!/bin/sh\necho $CODER_AGENT_URL $CODER_AGENT_TOKEN > '{0}.new'\nmv '{0}.new' '{0}'\nexec sleep 1000\n",
+        log.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = config(&folder.path().join("data"));
+    config.dev = Some(program);
+    let running = serve(config).await.unwrap();
+    let started = async {
+        while !log.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::read_to_string(&log).unwrap()
+    };
+    let line = timeout(LIMIT, started).await.expect("the agent was not started");
+    let (url, token) = line.trim().split_once(' ').unwrap();
+    assert_eq!(url, format!("http://{}", running.address()));
+    let path = "/api/v2/workspaceagents/me/rpc?version=2.0";
+    assert_eq!(open(running.address(), "GET", path, &handshake(Some(token)), None).await.1.status, 101);
+    let admin = std::fs::read_to_string(running.admin_token_path()).unwrap();
+    let found = call(running.address(), "GET", "/api/v2/users/me/workspace/dev", &auth(admin.trim()), None).await;
+    assert_eq!(found.status, 200);
+    running.shutdown().await;
+}

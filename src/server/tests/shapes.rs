@@ -7,9 +7,9 @@ const NOT_OURS: &[&str] = &["x-coder-build-version", "x-ratelimit-limit", "trans
 
 /// Where the shapes may differ.
 #[derive(Clone, Copy, Default)]
-struct Slack {
+pub(super) struct Slack {
     /// Fields that only one side has.
-    fields: &'static [&'static str],
+    pub(super) fields: &'static [&'static str],
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -60,7 +60,7 @@ fn same_texts(ours: &Value, theirs: &Value, path: &str, out: &mut Vec<String>) {
     }
 }
 
-fn check(name: &str, answer: &Answer, slack: Slack) -> Vec<String> {
+pub(super) fn check(name: &str, answer: &Answer, slack: Slack) -> Vec<String> {
     let theirs = vector(name);
     let mut out = Vec::new();
     if u64::from(answer.status) != theirs["status"].as_u64().unwrap() {

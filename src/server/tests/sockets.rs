@@ -6,7 +6,7 @@ use crate::{
     driver::{
         clock,
         http::{Http, HttpOptions, Token},
-        websocket::{ByteStream, MAX_MESSAGE, Message, WebSocket},
+        websocket::{ByteStream, Message, WebSocket},
     },
     proto::{
         coord::{CallError, ClientEvent, ClientRole, ClientSession},
@@ -221,7 +221,9 @@ async fn an_agents_life_shows_in_its_status() {
     drop(agent);
     let down = until_status(&world, |s| s["status"] == "disconnected").await;
     assert_eq!(down["health"]["reason"], "agent has lost connection");
-    assert!(down["disconnected_at"].is_string());
+    let answer = world.get(&format!("/api/v2/workspaceagents/{}", world.agent.id)).await;
+    let slack = shapes::Slack { fields: &["expanded_directory"] };
+    assert_eq!(shapes::check("workspace_agent_disconnected", &answer, slack), [""; 0]);
 }
 
 #[tokio::test]
@@ -273,6 +275,38 @@ async fn a_shutdown_tells_both_sides_and_closes_their_sockets() {
         while let Some(Ok(_)) = timeout(LIMIT, peer.socket.next()).await.unwrap() {}
     }
     timeout(LIMIT, ending).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_close_is_answered_by_a_close() {
+    let world = World::new().await;
+    let watch = format!("/api/v2/workspaces/{}/watch-ws", world.workspace.id);
+    let coordinate = format!("/api/v2/workspaceagents/{}/coordinate?version=2.0", world.agent.id);
+    for path in [watch, coordinate] {
+        let mut socket = http(&world, Some(&world.admin)).websocket(&path, None).await.unwrap();
+        socket.close(1000, "").await.unwrap();
+        let answered = async {
+            while let Some(message) = socket.next().await {
+                if let Message::Close { code, .. } = message.unwrap() {
+                    return code;
+                }
+            }
+            0
+        };
+        assert_eq!(timeout(LIMIT, answered).await.unwrap(), 1000, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_socket_of_an_agent_ends_the_older_one_and_the_agent_stays_connected() {
+    let world = World::new().await;
+    let mut old = agent(&world).await;
+    old.call(agent::GET_MANIFEST, &()).await.unwrap();
+    let mut new = agent(&world).await;
+    new.call(agent::GET_MANIFEST, &()).await.unwrap();
+    while let Some(Ok(_)) = timeout(LIMIT, old.socket.next()).await.unwrap() {}
+    new.call(agent::GET_MANIFEST, &()).await.unwrap();
+    assert_eq!(status(&world).await["status"], "connected");
 }
 
 #[tokio::test]
