@@ -212,7 +212,7 @@ mod tests {
         let fd = Fd::open(ours.as_fd(), 0, OFlags::RDONLY, Interest::READABLE | Interest::WRITABLE).unwrap();
         let mut stdin = Stdin(StdinKind::Ready(fd));
         assert!(!is_nonblocking(&ours));
-        std::io::Write::write_all(&mut &theirs, b"hello").unwrap();
+        io::Write::write_all(&mut &theirs, b"hello").unwrap();
         let mut buf = [0; 5];
         stdin.read_exact(&mut buf).await.unwrap();
         assert_eq!(&buf, b"hello");

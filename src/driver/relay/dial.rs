@@ -47,7 +47,7 @@ pub enum DialError {
     /// The last relay tried failed so.
     #[error(transparent)]
     Http(HttpError),
-    /// Nothing within [`LIMIT`].
+    /// Nothing within ten seconds.
     #[error("no relay of region {0} answered in time")]
     Timeout(RegionId),
 }
