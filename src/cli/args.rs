@@ -229,6 +229,9 @@ pub(super) struct Agent {
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub(super) exit_with_parent: bool,
+    /// Log errors only: the terminal belongs to somebody else
+    #[arg(long, hide = true)]
+    pub(super) quiet: bool,
 }
 
 #[derive(Debug, Args)]

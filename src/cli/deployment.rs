@@ -45,7 +45,7 @@ impl Deployment {
 }
 
 /// The extra headers of the flags and of the header command (`cli.md` §1.4), which runs once a process.
-fn headers(global: &Global, url: &str) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn headers(global: &Global, url: &str) -> anyhow::Result<Vec<(String, String)>> {
     let mut headers = Vec::new();
     for header in &global.header {
         headers.push(split(header).with_context(|| format!("--header {header:?} is not of the form NAME=VALUE"))?);

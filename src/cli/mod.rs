@@ -1,13 +1,18 @@
 //! L7: the command line, one file per command.
 
+mod agent;
 mod args;
 mod config;
+mod connect;
 mod create;
 mod deployment;
 mod list;
 mod login;
 mod logs;
 mod output;
+mod ping;
+mod quickstart;
+mod server;
 mod ssh;
 mod target;
 mod version;
@@ -52,7 +57,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::List(args) => on_one_thread(list::run(global, args)),
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
-        Command::Ssh(_) | Command::Ping(_) | Command::Agent(_) | Command::Server(_) | Command::Quickstart(_) => Ok(1),
+        Command::Ssh(args) => ssh::run(global, args),
+        Command::Ping(args) => ping::run(global, args),
+        Command::Agent(args) => agent::run(global, args),
+        Command::Server(args) => server::run(global, args),
+        Command::Quickstart(args) => quickstart::run(global, args),
     }
 }
 
@@ -61,6 +70,14 @@ fn on_one_thread(command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::R
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(command);
     // A thread that still reads a regular file must not hold the process back.
+    runtime.shutdown_background();
+    code
+}
+
+/// Runs a command whose process serves others too.
+fn on_all_cores(command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(command);
     runtime.shutdown_background();
     code
 }

@@ -26,17 +26,26 @@ pub(super) fn note(text: &str) {
 
 /// Columns as the Go command line prints them: upper-case heads, two blanks between and behind, no rules.
 pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    table_with(heads, rows, &[])
+}
+
+/// The same with numbers: the cells of a column marked `true` stand on the right.
+pub(super) fn table_with(heads: &[&str], rows: &[Vec<String>], right: &[bool]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
         cells.chain(heads.get(column).map(|h| h.chars().count())).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let write = |cells: &mut dyn Iterator<Item = &str>| {
-        cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}  ")).collect::<String>()
-    };
-    let mut lines = vec![write(&mut heads.iter().copied())];
-    lines.extend(rows.iter().map(|row| write(&mut row.iter().map(String::as_str))));
-    lines.join("\n")
+    let head = heads.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
+    let body = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let write = |(at, (cell, width)): (usize, (&String, &usize))| match right.get(at) {
+            Some(true) => format!("{cell:>width$}  "),
+            _ => format!("{cell:width$}  "),
+        };
+        cells.map(write).collect::<String>()
+    });
+    std::iter::once(head).chain(body).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The workspace argument (`cli.md` §1.7): `[owner/]workspace[.agent]` in all its spellings.
 
+use std::fmt;
+
 /// What a workspace argument names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
@@ -54,6 +56,13 @@ impl Target {
             [owner, workspace, agent] => of(owner, workspace, Some(agent)),
             _ => of("me", argument, None),
         }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.workspace)?;
+        self.agent.as_ref().map_or(Ok(()), |agent| write!(f, ".{agent}"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `--dev`: an agent beside the server, as a child of it.
 //!
-//! The child is the own binary, started as `<program> agent --exit-with-parent` with its URL and its token in the
+//! The child is the own binary, started as `<program> agent --exit-with-parent --quiet` with its URL and its token in the
 //! environment, where no other user of the machine can read them. It is started anew when it ends, with a growing pause.
 //! It ends with the server: asked by SIGTERM when the server shuts down, and by the kernel when the server dies.
 
@@ -35,7 +35,7 @@ impl AgentChild {
     fn spawn(&self) -> io::Result<Child> {
         let mut command = Command::new(&self.program);
         command
-            .args(["agent", "--exit-with-parent"])
+            .args(["agent", "--exit-with-parent", "--quiet"])
             .env("CODER_AGENT_URL", &self.url)
             .env("CODER_AGENT_TOKEN", self.token.expose())
             // The shells of the workspace are not logged in as whoever started the server.
@@ -116,7 +116,7 @@ mod tests {
         let stop = CancellationToken::new();
         let task = tokio::spawn(child(folder.path(), "exit 1").keep(stop.clone()));
         let started = lines(folder.path(), 2).await;
-        let line = "agent --exit-with-parent http://x 00000000-0000-0000-0000-000000000000";
+        let line = "agent --exit-with-parent --quiet http://x 00000000-0000-0000-0000-000000000000";
         assert!(started.iter().all(|l| l.split_once(' ').unwrap().1 == line), "{started:?}");
         stop.cancel();
         task.await.unwrap();

@@ -9,8 +9,15 @@ use russh::{
     ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig,
     client::{self, Handle, Msg},
 };
-use std::{borrow::Cow, sync::Arc, time::Duration};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use std::{
+    borrow::Cow,
+    io,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context as TaskContext, Poll, ready},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// How long the agent's SSH server may take for the key exchange and to open the session.
 const SETUP_LIMIT: Duration = Duration::from_secs(30);
@@ -35,8 +42,8 @@ pub(super) enum Ending {
     Status(u32),
     /// The command was killed by the signal of this number.
     Signal(i32),
-    /// The connection went away.
-    Lost,
+    /// The connection went away, and why.
+    Lost(String),
 }
 
 impl Ending {
@@ -45,7 +52,7 @@ impl Ending {
         match self {
             Self::Status(status) => u8::try_from(status & 0xff).unwrap_or(u8::MAX),
             Self::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
-            Self::Lost => 255,
+            Self::Lost(_) => 255,
         }
     }
 }
@@ -70,12 +77,48 @@ impl client::Handler for Client {
     }
 }
 
+/// A stream that keeps the reason of its breaking, which the SSH library does not pass on.
+struct Told<S> {
+    stream: S,
+    failure: Arc<OnceLock<String>>,
+}
+
+impl<S> Told<S> {
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|e| drop(self.failure.set(e.to_string())))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Told<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let done = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        Poll::Ready(self.note(done))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Told<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let done = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        Poll::Ready(self.note(done))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// An SSH connection with one open session channel, ready for [`Session::run`].
 pub(super) struct Session {
     /// Keeps the connection alive.
     connection: Handle<Client>,
     read: ChannelReadHalf,
     write: ChannelWriteHalf<Msg>,
+    /// Why the stream below broke, once it has.
+    failure: Arc<OnceLock<String>>,
 }
 
 impl Session {
@@ -94,13 +137,15 @@ impl Session {
             preferred: russh::Preferred { kex: Cow::Borrowed(&[russh::kex::CURVE25519]), ..russh::Preferred::DEFAULT },
             ..client::Config::default()
         };
+        let failure = Arc::new(OnceLock::new());
+        let stream = Told { stream, failure: Arc::clone(&failure) };
         let open = async {
             let mut connection = client::connect_stream(Arc::new(config), stream, Client).await?;
             if !connection.authenticate_none("coder").await?.success() {
                 bail!("the agent's SSH server asks for a password or key, which no Coder agent does");
             }
             let (read, write) = connection.channel_open_session().await?.split();
-            Ok(Self { connection, read, write })
+            Ok(Self { connection, read, write, failure })
         };
         tokio::time::timeout(SETUP_LIMIT, open)
             .await
@@ -128,11 +173,14 @@ impl Session {
         self.expect_success(if request.command.is_some() { "to run the command" } else { "a shell" }).await?;
 
         let Local { stdin, stdout, stderr, resizes } = local;
-        let Self { connection, read, write } = self;
-        let ending = tokio::select! {
+        let Self { connection, read, write, failure } = self;
+        let mut ending = tokio::select! {
             ending = pass_output(read, stdout, stderr) => ending?,
             never = pass_input(&write, stdin, resizes, has_terminal) => match never? {},
         };
+        if let (Ending::Lost(reason), Some(failure)) = (&mut ending, failure.get()) {
+            reason.clone_from(failure);
+        }
         // The agent learns at once that nothing more comes; whether it hears of it changes nothing for the user.
         let _ = tokio::time::timeout(Duration::from_millis(500), connection.disconnect(russh::Disconnect::ByApplication, "", ""))
             .await;
@@ -158,7 +206,7 @@ impl Session {
 
 /// Passes both output streams on until the channel is closed.
 async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stderr: Stdout) -> anyhow::Result<Ending> {
-    let mut ending = Ending::Lost;
+    let mut ending = Ending::Lost("the agent ended the session without a status".to_owned());
     loop {
         match channel.wait().await {
             Some(ChannelMsg::Data { data }) => stdout.write_all(&data).await.context("cannot write to standard output")?,
@@ -255,7 +303,7 @@ mod tests {
     fn exit_codes_are_those_of_a_shell() {
         assert_eq!(Ending::Status(7).exit_code(), 7);
         assert_eq!(Ending::Signal(signal_number(&Sig::KILL)).exit_code(), 137);
-        assert_eq!(Ending::Lost.exit_code(), 255);
+        assert_eq!(Ending::Lost(String::new()).exit_code(), 255);
         assert_eq!(Ending::Status(256 + 3).exit_code(), 3);
     }
 }

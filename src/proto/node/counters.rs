@@ -1,7 +1,7 @@
 //! What a node did, counted. Tests prove by these numbers which way data went.
 
 /// Packets of one kind in one direction, by the way they took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ByWay {
     /// Over UDP, direct to or from the peer.
     pub udp: u64,
@@ -20,7 +20,7 @@ impl ByWay {
 }
 
 /// Datagrams and packets that ended here, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Drops {
     /// Neither STUN nor disco nor WireGuard.
     pub junk: u64,
@@ -41,7 +41,7 @@ pub struct Drops {
 }
 
 /// Everything a node counts; a snapshot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
     /// WireGuard data packets sent. A packet sent both ways counts in both.
     pub data_sent: ByWay,

@@ -1,0 +1,58 @@
+//! `coder agent`: the workspace agent (`agent.md` §1).
+
+use super::{
+    args::{Agent, Global},
+    deployment, logs,
+};
+use crate::{
+    agent,
+    driver::{
+        http::{HttpOptions, Token},
+        process::{EndSignals, end_with_parent},
+    },
+};
+use anyhow::{Context as _, bail};
+use std::fs;
+use tracing::level_filters::LevelFilter;
+
+pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
+    if args.exit_with_parent && end_with_parent() {
+        return Ok(0);
+    }
+    logs::start(logs::level(global.verbose, if args.quiet { LevelFilter::ERROR } else { LevelFilter::INFO }));
+    let Some(url) = args.agent_url.clone().filter(|u| !u.is_empty()) else {
+        bail!("no server: set CODER_AGENT_URL or pass --agent-url");
+    };
+    let config = agent::Config {
+        token: token(args)?,
+        options: HttpOptions { headers: deployment::headers(global, &url)?, ..HttpOptions::default() },
+        port: args.tailnet_listen_port,
+        url,
+    };
+    super::on_one_thread(async {
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = agent::run(config, async { drop(stopped.await) });
+        tokio::pin!(running);
+        tokio::select! {
+            ended = &mut running => return ended.map(|()| 0).map_err(Into::into),
+            _ = signals.next() => drop(stop),
+        }
+        tokio::select! {
+            ended = running => ended.map(|()| 0).map_err(Into::into),
+            // Whoever asks twice does not want to wait.
+            _ = signals.next() => Ok(1),
+        }
+    })
+}
+
+fn token(args: &Agent) -> anyhow::Result<Token> {
+    if let Some(token) = args.agent_token.clone().filter(|t| !t.expose().is_empty()) {
+        return Ok(token);
+    }
+    let Some(file) = &args.agent_token_file else {
+        bail!("no agent token: set CODER_AGENT_TOKEN or pass --agent-token-file");
+    };
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read the agent's token from {}", file.display()))?;
+    Ok(Token::new(text.trim()))
+}

@@ -1,0 +1,126 @@
+//! `coder quickstart`: a server, an agent as its child and a shell through the tunnel, in a folder that goes away.
+
+use super::{
+    args::{Global, Quickstart},
+    connect::{SSH_PORT, Tunnel},
+    deployment::Deployment,
+    logs, output,
+    ping::{rounded, way},
+    server::{self, DEV_WORKSPACE},
+    ssh,
+    target::{HostNames, Target},
+};
+use crate::{
+    driver::{clock, process::EndSignals, terminal::Terminals},
+    net::{PathState, PingKind},
+    server::{Config, Running, StunAddress},
+};
+use anyhow::{Context as _, bail};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+use tracing::level_filters::LevelFilter;
+
+/// How long the tunnel may take to become direct on one machine.
+const DIRECT_LIMIT: Duration = Duration::from_secs(15);
+
+pub(super) fn run(global: &Global, args: &Quickstart) -> anyhow::Result<u8> {
+    logs::start(logs::level(global.verbose, LevelFilter::ERROR));
+    let folder = tempfile::Builder::new().prefix("coder-quickstart-").tempdir().context("cannot make a temporary folder")?;
+    let config = Config {
+        http_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        access_url: None,
+        data_dir: folder.path().join("data"),
+        stun: StunAddress::LikeHttp,
+        dev: Some(server::own_binary()?),
+        block_direct: false,
+        force_websockets: false,
+    };
+    super::on_all_cores(async {
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let running = crate::server::serve(config).await?;
+        let ended = tokio::select! {
+            ended = use_it(&running, folder.path().join("login"), global, &args.command) => ended,
+            _ = signals.next() => Ok(1),
+        };
+        running.shutdown().await;
+        ended
+    })
+}
+
+async fn use_it(running: &Running, login: std::path::PathBuf, global: &Global, command: &[String]) -> anyhow::Result<u8> {
+    server::login(running, login.clone())?;
+    // The user's own login and deployment have no part in this.
+    let global = Global { url: None, token: None, global_config: Some(login.clone()), ..global.clone() };
+    let deployment = Deployment::open(&global)?;
+    let target = Target::parse(DEV_WORKSPACE, &HostNames::default());
+    if !command.is_empty() {
+        let quoted: Vec<_> = command.iter().map(|word| quote(word)).collect();
+        return ssh::open(&deployment, &target, Some(quoted.join(" "))).await;
+    }
+    output::note(&format!(
+        "A server and an agent run in a temporary folder. As long as they do, another terminal gets a shell with:\n\n  \
+         CODER_CONFIG_DIR={} {} ssh {DEV_WORKSPACE}\n",
+        login.display(),
+        server::own_binary()?.display()
+    ));
+    if Terminals::of_process().input {
+        return ssh::open(&deployment, &target, None).await;
+    }
+    show(&deployment, &target, !global.disable_direct_connections).await
+}
+
+/// Without a terminal and a command: how long the tunnel took by relay and directly, and a ping.
+async fn show(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
+    let started = clock::now();
+    let tunnel = Tunnel::open(deployment, target, direct).await?;
+    let stream = tunnel.dial(SSH_PORT).await?;
+    output::line(&format!("connected to the agent's SSH port in {}", rounded(clock::now() - started)))?;
+    let mut path = tunnel.tailnet.watch_path(tunnel.address).await?;
+    let upgrade = async {
+        loop {
+            let state = path.borrow_and_update().map(|p| p.state);
+            match state {
+                Some(PathState::Direct) => return Ok(()),
+                Some(PathState::Relay) if !direct => return Ok(()),
+                _ => path.changed().await.context("the tunnel ended")?,
+            }
+        }
+    };
+    match tokio::time::timeout(DIRECT_LIMIT, upgrade).await {
+        Ok(done) => done.map_err(|e: anyhow::Error| e)?,
+        Err(_) => bail!("the tunnel did not become direct within {} s", DIRECT_LIMIT.as_secs()),
+    }
+    if direct {
+        output::line(&format!("direct after {}", rounded(clock::now() - started)))?;
+    }
+    let pong = tunnel
+        .tailnet
+        .ping(tunnel.address, PingKind::Disco, Duration::from_secs(5))
+        .await
+        .context("the agent did not answer a ping")?;
+    output::line(&format!("pong from {target} {} in {}", way(&tunnel, &pong), rounded(pong.latency)))?;
+    drop(stream);
+    tunnel.close().await;
+    Ok(0)
+}
+
+/// One word for a POSIX shell.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_reaches_the_remote_shell_as_it_was_typed() {
+        for word in ["", "a b", "it's", "$HOME", "*", "a\nb", "plain-1.2/x", "~"] {
+            let output = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quote(word))]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `coder server`: everything that a deployment needs in one process.
+
+use super::{
+    args::{Global, Server},
+    config::ConfigDir,
+    logs, output,
+};
+use crate::{
+    driver::{http::Token, process::EndSignals},
+    server::{self, Running, StunAddress},
+};
+use anyhow::{Context as _, bail};
+use etcetera::BaseStrategy as _;
+use std::{fs, path::PathBuf};
+use tracing::level_filters::LevelFilter;
+
+/// The workspace of `--dev`.
+pub(super) const DEV_WORKSPACE: &str = "dev";
+
+pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
+    logs::start(logs::level(global.verbose, LevelFilter::WARN));
+    if args.dev && !args.http_address.ip().is_loopback() {
+        bail!("--dev gives a shell on this machine and listens on loopback only, not on {}", args.http_address);
+    }
+    let config = server::Config {
+        http_address: args.http_address,
+        access_url: args.access_url.clone(),
+        data_dir: data_dir(args)?,
+        stun: args.stun_address.map_or(StunAddress::LikeHttp, StunAddress::At),
+        dev: if args.dev { Some(own_binary()?) } else { None },
+        block_direct: args.block_direct_connections,
+        force_websockets: args.derp_force_websockets,
+    };
+    let login_dir = config.data_dir.join("login");
+    super::on_all_cores(async {
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let running = server::serve(config).await?;
+        let greeting = greet(&running, args.dev.then_some(login_dir));
+        if greeting.is_ok() {
+            signals.next().await;
+        }
+        tokio::select! {
+            () = running.shutdown() => {}
+            // Whoever asks twice does not want to wait.
+            _ = signals.next() => {}
+        }
+        greeting.map(|()| 0)
+    })
+}
+
+/// Tells where the server is and how to log in; never the token itself.
+fn greet(running: &Running, dev_login: Option<PathBuf>) -> anyhow::Result<()> {
+    let (url, token) = (running.access_url(), running.admin_token_path().display());
+    output::line(&format!("Coder {} listening on {url}", crate::VERSION))?;
+    if let Some(dir) = dev_login {
+        login(running, dir.clone())?;
+        return Ok(output::line(&format!(
+            "Open a shell in the workspace {DEV_WORKSPACE} from another terminal:\n\n  CODER_CONFIG_DIR={} coder ssh {DEV_WORKSPACE}\n",
+            dir.display()
+        ))?);
+    }
+    output::line(&format!(
+        "The first user's token is in {token}. Log in with:\n\n  coder login {url} --use-token-as-session --token \"$(cat {token})\"\n"
+    ))?;
+    Ok(())
+}
+
+/// Stores the first user's login in a folder of its own: an existing login stays as it is.
+pub(super) fn login(running: &Running, dir: PathBuf) -> anyhow::Result<ConfigDir> {
+    let path = running.admin_token_path();
+    let token = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = ConfigDir::open(Some(&dir))?;
+    config.store(running.access_url(), &Token::new(token.trim()))?;
+    Ok(config)
+}
+
+pub(super) fn own_binary() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file to start the agent from")
+}
+
+/// The folder that was asked for, or the user's own; `--dev` has one to itself.
+fn data_dir(args: &Server) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = &args.data_dir {
+        return Ok(dir.clone());
+    }
+    let strategy = etcetera::choose_base_strategy().context("no home folder is known: set HOME or pass --data-dir")?;
+    Ok(strategy.data_dir().join(if args.dev { "coder-dev" } else { "coder-server" }))
+}

@@ -1,0 +1,88 @@
+//! `coder ssh --stdio`: the agent's SSH bytes between standard input and output, and nothing else on either.
+
+use crate::{
+    cli::{
+        connect::{SSH_PORT, Tunnel},
+        deployment::Deployment,
+        target::Target,
+    },
+    driver::{
+        process::EndSignals,
+        stdio::{Stdin, Stdout},
+    },
+    net::Stream,
+};
+use anyhow::{Context as _, anyhow};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// How long the good-bye may take when a signal ends us: OpenSSH waits for its ProxyCommand.
+const HURRY: Duration = Duration::from_millis(300);
+/// Bytes moved at once.
+const CHUNK: usize = 64 * 1024;
+
+pub(super) async fn run(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
+    let mut signals = EndSignals::open().context("cannot handle signals")?;
+    let stdout = Stdout::open();
+    let connecting = async {
+        let tunnel = Tunnel::open(deployment, target, direct).await?;
+        let stream = tunnel.dial(SSH_PORT).await?;
+        Ok::<_, anyhow::Error>((tunnel, stream))
+    };
+    let (tunnel, stream) = tokio::select! {
+        connected = connecting => connected?,
+        _ = signals.next() => return Ok(0),
+        () = stdout.closed() => return Ok(0),
+    };
+    let passed = tokio::select! {
+        passed = pass(stream, Stdin::open(), stdout) => Some(passed),
+        _ = signals.next() => None,
+    };
+    match passed {
+        Some(Ok(())) => {
+            tunnel.close().await;
+            Ok(0)
+        }
+        Some(Err(error)) => {
+            tunnel.close().await;
+            Err(anyhow!("the connection to workspace {target} was lost: {error}"))
+        }
+        None => {
+            // What is not said in time, the coordinator finds out by the closed socket.
+            let _ = tokio::time::timeout(HURRY, tunnel.close()).await;
+            Ok(0)
+        }
+    }
+}
+
+/// Passes both directions until the agent has closed and all of its bytes are written, or nobody reads them any more.
+async fn pass(stream: Stream, mut stdin: Stdin, mut stdout: Stdout) -> std::io::Result<()> {
+    let (mut from_agent, mut to_agent) = tokio::io::split(stream);
+    let input = async {
+        copy(&mut stdin, &mut to_agent).await?;
+        to_agent.shutdown().await?;
+        std::future::pending().await
+    };
+    let output = async {
+        match copy(&mut from_agent, &mut stdout).await {
+            // Whoever started us has enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            done => done,
+        }
+    };
+    tokio::select! {
+        done = output => done,
+        failed = input => failed,
+    }
+}
+
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    let mut buf = vec![0; CHUNK];
+    loop {
+        let n = from.read(&mut buf).await?;
+        match buf.get(..n) {
+            Some(bytes) if n > 0 => to.write_all(bytes).await?,
+            _ => return to.flush().await,
+        }
+    }
+}
