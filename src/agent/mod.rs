@@ -4,7 +4,13 @@
 //! ports 1 and 22 and a forward of every other port to the machine's own loopback (agent.md §4–6).
 
 mod account;
+mod assignment;
+mod calls;
 mod environment;
+mod lifecycle;
+mod ports;
 pub mod ssh;
+mod statistics;
+mod traffic;
 
 pub use environment::Profile;

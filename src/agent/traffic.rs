@@ -1,0 +1,117 @@
+//! Connections and bytes inside the tunnel, for the statistics that the agent reports (agent.md §3.2).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Counters that every connection of the agent adds to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Traffic(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    open: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// A reading of the counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// Connections open now.
+    pub(crate) open: u64,
+    /// Bytes that came through the tunnel since the start.
+    pub(crate) received: u64,
+    /// Bytes that went into it.
+    pub(crate) sent: u64,
+}
+
+impl Traffic {
+    /// Counts a connection and its bytes until it is dropped.
+    pub(crate) fn count<S>(&self, stream: S) -> Counted<S> {
+        self.0.open.fetch_add(1, Relaxed);
+        Counted { stream, open: Open(Arc::clone(&self.0)) }
+    }
+
+    pub(crate) fn read(&self) -> Reading {
+        let counts = &self.0;
+        Reading { open: counts.open.load(Relaxed), received: counts.received.load(Relaxed), sent: counts.sent.load(Relaxed) }
+    }
+}
+
+/// A counted connection.
+#[derive(Debug)]
+pub(crate) struct Counted<S> {
+    stream: S,
+    open: Open,
+}
+
+#[derive(Debug)]
+struct Open(Arc<Counts>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<S> Counted<S> {
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        this.open.0.received.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, data);
+        if let Poll::Ready(Ok(written)) = polled {
+            this.open.0.sent.fetch_add(written as u64, Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    #[tokio::test]
+    async fn bytes_are_counted_by_direction_and_connections_while_they_live() {
+        let traffic = Traffic::default();
+        let (near, mut far) = duplex(64);
+        let mut near = traffic.count(near);
+        near.write_all(b"abc").await.unwrap();
+        far.write_all(b"hello").await.unwrap();
+        near.read_exact(&mut [0; 5]).await.unwrap();
+        assert_eq!(traffic.read(), Reading { open: 1, received: 5, sent: 3 });
+        drop(near);
+        assert_eq!(traffic.read().open, 0);
+    }
+}
