@@ -71,7 +71,6 @@ impl Assignment {
             port_proxy_uri: manifest.vs_code_port_proxy_uri,
             directory: directory(&manifest.directory, around.account, around.process),
             motd: manifest.motd_path.into(),
-            banners: Vec::new(),
         };
         Ok(Self {
             agent: agent.ok_or(AssignmentError::NoAgent)?,

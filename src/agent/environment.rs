@@ -35,8 +35,6 @@ pub struct Profile {
     pub directory: PathBuf,
     /// File shown to a terminal session without command; empty when there is none.
     pub motd: PathBuf,
-    /// Messages of the deployment shown before it.
-    pub banners: Vec<String>,
 }
 
 impl fmt::Debug for Profile {

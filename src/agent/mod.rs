@@ -9,8 +9,13 @@ mod calls;
 mod environment;
 mod lifecycle;
 mod ports;
+mod run;
+mod services;
 pub mod ssh;
 mod statistics;
+#[cfg(test)]
+mod tests;
 mod traffic;
 
 pub use environment::Profile;
+pub use run::{Config, RunError, run};

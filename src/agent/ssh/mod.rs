@@ -66,6 +66,7 @@ pub struct Server {
 struct Shared {
     config: Arc<Config>,
     profile: RwLock<Arc<Profile>>,
+    banners: RwLock<Vec<String>>,
     account: Account,
     process: Vec<(OsString, OsString)>,
     executable: PathBuf,
@@ -88,8 +89,10 @@ impl Shared {
 
     /// What a terminal session without command shows first (agent.md §6.5).
     fn greeting(&self, profile: &Profile) -> Vec<u8> {
-        let mut text: String =
-            profile.banners.iter().map(|b| b.trim()).filter(|b| !b.is_empty()).map(|b| format!("{b}\n\n")).collect();
+        let banners = self.banners.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = banners.iter().map(|b| b.trim()).filter(|b| !b.is_empty());
+        let mut text: String = shown.map(|b| format!("{b}\n\n")).collect();
+        drop(banners);
         if !profile.motd.as_os_str().is_empty() && !self.account.home.join(".hushlogin").exists() {
             let motd = fs::read(&profile.motd).unwrap_or_default();
             text.push_str(&String::from_utf8_lossy(motd.get(..MAX_MOTD).unwrap_or(&motd)));
@@ -130,6 +133,7 @@ impl Server {
         let shared = Shared {
             config: Arc::new(config),
             profile: RwLock::new(Arc::new(profile)),
+            banners: RwLock::default(),
             account: Account::current(),
             process: env::vars_os().collect(),
             executable: env::current_exe().unwrap_or_else(|_| PathBuf::from("coder")),
@@ -143,6 +147,11 @@ impl Server {
     /// What sessions that start from now on see. The host key stays.
     pub fn set_profile(&self, profile: Profile) {
         *self.shared.profile.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(profile);
+    }
+
+    /// Messages of the deployment that terminal sessions without command show first.
+    pub fn set_banners(&self, banners: Vec<String>) {
+        *self.shared.banners.write().unwrap_or_else(PoisonError::into_inner) = banners;
     }
 
     /// Serves one connection to its end.

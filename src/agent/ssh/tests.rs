@@ -230,11 +230,8 @@ async fn a_terminal_session_is_greeted_and_a_command_is_not() {
     let motd = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(motd.path(), "of the day\n").unwrap();
     let server = server();
-    server.set_profile(Profile {
-        banners: vec!["  banner\ntwo ".into(), " ".into()],
-        motd: motd.path().into(),
-        ..Profile::default()
-    });
+    server.set_profile(Profile { motd: motd.path().into(), ..Profile::default() });
+    server.set_banners(vec!["  banner\ntwo ".into(), " ".into()]);
     let (client, _) = connect(&server).await;
     let mut channel = client.channel_open_session().await.unwrap();
     channel.request_pty(true, "dumb", 80, 24, 0, 0, &[]).await.unwrap();

@@ -1,0 +1,302 @@
+//! The agent from start to stop (agent.md §4).
+//!
+//! Each connection of the control socket is a round: ask for the manifest, tell where commands start, apply what changed,
+//! then report until the connection ends. What lives in the tunnel (node, keys, listeners, SSH sessions) is made in the
+//! first round and survives all later ones.
+
+use super::{
+    account::Account,
+    assignment::{Assignment, AssignmentError, Surroundings},
+    calls::{AskError, Calls, ask},
+    lifecycle::Lifecycles,
+    services::Services,
+    ssh, statistics,
+};
+use crate::{
+    base::{DiscoSecret, NodeSecret},
+    driver::{
+        clock,
+        control::{Control, ControlRole, ControlStatus},
+        http::{Http, HttpError, HttpOptions, Token},
+    },
+    net,
+    proto::coord::{Backoff, CallError},
+    wire::coord::agent::{
+        GET_ANNOUNCEMENT_BANNERS, GET_MANIFEST, GetAnnouncementBannersResponse, LifecycleState, Startup, UPDATE_STARTUP,
+        UpdateStartupRequest,
+    },
+};
+use std::{convert::Infallible, env, ffi::OsString, future::pending, io, pin::pin, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+/// What SSH sessions get to close when the agent stops.
+const SSH_LIMIT: Duration = Duration::from_secs(5);
+/// What the last reports get.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
+/// How often the deployment's messages are read again.
+const BANNERS: Duration = Duration::from_secs(120);
+
+/// What an agent runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// The deployment as seen from this machine.
+    pub url: String,
+    /// The agent's token.
+    pub token: Token,
+    /// Headers, roots and proxy of every connection to the deployment.
+    pub options: HttpOptions,
+    /// UDP port of the tunnel, 0 for any.
+    pub port: u16,
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The deployment's address or an option is of no use.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The machine lacks something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Why a round ended.
+#[derive(Debug, thiserror::Error)]
+enum RoundError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    #[error("cannot start the tunnel: {0}")]
+    Net(#[from] io::Error),
+    #[error(transparent)]
+    Bind(#[from] net::BindError),
+}
+
+impl Calls for Control {
+    async fn call(&self, path: &'static str, body: Vec<u8>) -> Result<Vec<u8>, CallError> {
+        Self::call(self, path, body).await
+    }
+}
+
+/// Runs an agent until `stop`, then says good-bye to server, sessions and peers: at most about 13 seconds.
+///
+/// A server that is not there, or that refuses the token, is asked again and again.
+///
+/// # Errors
+/// When the configuration or the machine makes it impossible from the start.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let http = Http::new(&config.url, Some(config.token.clone()), config.options.clone())?;
+    let mut agent = Agent::new(http, config)?;
+    let control = watch::Sender::new(None);
+    let lifecycles = Lifecycles::new();
+    let services = watch::Sender::new(None);
+    let mut rounds = pin!(agent.rounds(&control, &lifecycles, &services));
+    tokio::select! {
+        never = &mut rounds => match never {},
+        () = stop => {}
+    }
+    tracing::info!("stopping");
+    lifecycles.enter(LifecycleState::ShuttingDown, clock::wall());
+    let current: Option<Services> = services.borrow().clone();
+    let connected = control.borrow().as_ref().is_some_and(is_connected);
+    let good_bye = async {
+        if let Some(services) = &current {
+            services.ssh.shutdown(SSH_LIMIT).await;
+        }
+        lifecycles.enter(LifecycleState::Off, clock::wall());
+        if connected {
+            let _ = timeout(REPORT_LIMIT, lifecycles.reported()).await;
+        }
+    };
+    tokio::select! {
+        never = &mut rounds => match never {},
+        () = good_bye => {}
+    }
+    let open: Option<Control> = control.borrow().clone();
+    if let Some(control) = open {
+        control.close().await;
+    }
+    if let Some(services) = current {
+        services.close().await;
+    }
+    Ok(())
+}
+
+fn is_connected(control: &Control) -> bool {
+    matches!(*control.status().borrow(), ControlStatus::Connected(_))
+}
+
+/// What survives rounds beside the services.
+struct Agent {
+    http: Http,
+    token: Token,
+    port: u16,
+    account: Account,
+    process: Vec<(OsString, OsString)>,
+    secret: NodeSecret,
+    disco: DiscoSecret,
+    rng: crate::base::Rng,
+    reported: statistics::Sample,
+}
+
+impl Agent {
+    fn new(http: Http, config: Config) -> Result<Self, RunError> {
+        let mut rng = clock::random()?;
+        Ok(Self {
+            http,
+            token: config.token,
+            port: config.port,
+            account: Account::current(),
+            process: env::vars_os().collect(),
+            secret: NodeSecret::generate(&mut rng),
+            disco: DiscoSecret::generate(&mut rng),
+            rng,
+            reported: statistics::Sample::default(),
+        })
+    }
+
+    async fn rounds(
+        &mut self,
+        control: &watch::Sender<Option<Control>>,
+        lifecycles: &Lifecycles,
+        services: &watch::Sender<Option<Services>>,
+    ) -> Infallible {
+        let open = self.connect().await;
+        control.send_replace(Some(open.clone()));
+        let mut status = open.status();
+        let mut backoff = Backoff::agent();
+        loop {
+            let connection = match &*status.borrow_and_update() {
+                ControlStatus::Connected(connection) => Some(*connection),
+                ControlStatus::Lost { why } => {
+                    tracing::warn!(why, "lost the server; existing connections go on");
+                    None
+                }
+                _ => None,
+            };
+            let Some(connection) = connection else {
+                if status.changed().await.is_err() {
+                    // Only at the stop does the socket's task end.
+                    pending::<()>().await;
+                }
+                continue;
+            };
+            let over = |s: &ControlStatus| !matches!(s, ControlStatus::Connected(now) if *now == connection);
+            let lost = async {
+                let _ = status.wait_for(over).await;
+            };
+            let ended = tokio::select! {
+                ended = self.round(&open, lifecycles, services) => Some(ended),
+                () = lost => None,
+            };
+            if let Some(Err(error)) = ended {
+                tracing::warn!(%error, "starting over with the server");
+                sleep(backoff.next(&mut self.rng)).await;
+            }
+        }
+    }
+
+    /// The first connection. A server that refuses may change its mind: the workspace may still be in the making.
+    async fn connect(&mut self) -> Control {
+        let mut backoff = Backoff::agent();
+        loop {
+            let control = Control::open(self.http.clone(), ControlRole::Agent);
+            let mut status = control.status();
+            loop {
+                match &*status.borrow_and_update() {
+                    ControlStatus::Connecting(None) => {}
+                    ControlStatus::Connecting(Some(why)) => tracing::warn!(why, "cannot reach the server yet"),
+                    ControlStatus::Refused(error) => {
+                        tracing::error!(%error, "the server refuses this agent");
+                        break;
+                    }
+                    ControlStatus::Closed => break,
+                    ControlStatus::Connected(_) | ControlStatus::Lost { .. } => return control,
+                }
+                if status.changed().await.is_err() {
+                    break;
+                }
+            }
+            sleep(backoff.next(&mut self.rng)).await;
+        }
+    }
+
+    /// One connection's work. Ends only by an error.
+    async fn round(
+        &mut self,
+        control: &Control,
+        lifecycles: &Lifecycles,
+        services: &watch::Sender<Option<Services>>,
+    ) -> Result<Infallible, RoundError> {
+        let manifest = control.call(GET_MANIFEST, Vec::new()).await;
+        let manifest = manifest.map_err(|why| AskError::Call { path: GET_MANIFEST, why })?;
+        let around = Surroundings { account: &self.account, process: &self.process, token: self.token.expose() };
+        let mut assignment = Assignment::parse(&manifest, around)?;
+        let (host, port, plain) = self.http.endpoint();
+        assignment.relay_map.rewrite_embedded(&host, port, plain);
+        let startup = Startup {
+            version: crate::VERSION.to_owned(),
+            expanded_directory: assignment.profile.directory.to_string_lossy().into_owned(),
+            subsystems: Vec::new(),
+        };
+        ask::<Startup>(control, UPDATE_STARTUP, &UpdateStartupRequest { startup: Some(startup) }).await?;
+
+        let current: Option<Services> = services.borrow().clone();
+        let running = match current {
+            Some(running) => {
+                running.update(assignment);
+                running
+            }
+            None => {
+                lifecycles.enter(LifecycleState::Starting, clock::wall());
+                let running = self.start(control, assignment).await?;
+                services.send_replace(Some(running.clone()));
+                lifecycles.enter(LifecycleState::Ready, clock::wall());
+                running
+            }
+        };
+        control.open_coordination();
+        let statistics = statistics::report(control, &mut self.reported, || running.sample());
+        tokio::select! {
+            ended = lifecycles.report(control) => Ok(ended?),
+            ended = statistics => Ok(ended?),
+            never = banners(control, &running.ssh) => Ok(never),
+        }
+    }
+
+    async fn start(&self, control: &Control, assignment: Assignment) -> Result<Services, RoundError> {
+        let Assignment { agent, profile, relay_map, direct, force_websockets } = assignment;
+        tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
+        let config = net::Config {
+            secret: self.secret.clone(),
+            disco: self.disco.clone(),
+            relay_map: Some(relay_map),
+            control: Some(control.clone()),
+            direct,
+            force_websockets,
+            port: self.port,
+            ..net::Config::agent(self.http.clone(), agent)?
+        };
+        let tailnet = net::Tailnet::start_on_thread(config).await?;
+        Ok(Services::start(agent, tailnet, ssh::Server::new(profile)).await?)
+    }
+}
+
+/// Reads the deployment's messages now and then. They are an extra: a server without them is a good server.
+async fn banners(server: &impl Calls, ssh: &ssh::Server) -> Infallible {
+    loop {
+        match ask::<GetAnnouncementBannersResponse>(server, GET_ANNOUNCEMENT_BANNERS, &()).await {
+            Ok(answer) => {
+                let shown = answer.announcement_banners.into_iter().filter(|b| b.enabled).map(|b| b.message);
+                ssh.set_banners(shown.collect());
+            }
+            Err(error) => tracing::debug!(%error, "no messages of the deployment"),
+        }
+        sleep(BANNERS).await;
+    }
+}

@@ -1,0 +1,163 @@
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, and the machine's own ports (agent.md §5.1).
+
+use super::{assignment::Assignment, ports, ssh::Server, statistics::Sample, traffic::Traffic};
+use crate::net::{BindError, Incoming, Listener, PathState, Tailnet};
+use std::{net::Ipv6Addr, sync::Arc};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+/// The ports of the SSH server: the command line's and the usual one.
+const SSH_PORTS: [u16; 2] = [1, 22];
+/// Ports kept for services of the agent; what is not served among them is closed, not forwarded.
+const RESERVED: std::ops::RangeInclusive<u16> = 1..=8;
+/// Most forwarded connections at the same time.
+const MAX_FORWARDS: usize = 4096;
+
+/// The running services. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    agent: Uuid,
+    tailnet: Tailnet,
+    pub(crate) ssh: Server,
+    traffic: Traffic,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Services {
+    /// Listens and serves until [`Services::close`].
+    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server) -> Result<Self, BindError> {
+        let this =
+            Self { agent, tailnet, ssh, traffic: Traffic::default(), stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        for port in SSH_PORTS {
+            let listener = this.tailnet.listen_tcp(port).await?;
+            this.spawn(this.clone().serve_ssh(listener));
+        }
+        let rest = this.tailnet.listen_rest().await?;
+        this.spawn(this.clone().forward_rest(rest));
+        Ok(this)
+    }
+
+    /// Applies a later manifest.
+    pub(crate) fn update(&self, assignment: Assignment) {
+        if assignment.agent != self.agent {
+            tracing::error!(was = %self.agent, is = %assignment.agent, "the token names another agent now: restart this one");
+            return;
+        }
+        self.ssh.set_profile(assignment.profile);
+        self.tailnet.set_relay_map(assignment.relay_map);
+        self.tailnet.set_force_websockets(assignment.force_websockets);
+        self.tailnet.set_direct(assignment.direct);
+    }
+
+    /// The counters as they are now.
+    pub(crate) fn sample(&self) -> Sample {
+        Sample { traffic: self.traffic.read(), ssh: self.ssh.counters() }
+    }
+
+    /// Ends what is left and leaves the tunnel.
+    pub(crate) async fn close(&self) {
+        self.log_counters().await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tailnet.close().await;
+    }
+
+    /// Logs the way to a client and what was counted until then, at each change. Ends when the caller does.
+    async fn log_path(&self, peer: Ipv6Addr) {
+        if let Ok(mut path) = self.tailnet.watch_path(peer).await {
+            loop {
+                let state = path.borrow_and_update().map_or("none", |p| match p.state {
+                    PathState::None => "none",
+                    PathState::Relay => "relay",
+                    PathState::Direct => "direct",
+                    PathState::Doubtful => "doubtful",
+                });
+                tracing::debug!(%peer, to = state, "path changed");
+                self.log_counters().await;
+                if path.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// What the node counted, as one line of JSON.
+    async fn log_counters(&self) {
+        if tracing::enabled!(tracing::Level::DEBUG)
+            && let Ok(counters) = self.tailnet.counters().await
+            && let Ok(json) = serde_json::to_string(&counters.node)
+        {
+            tracing::debug!("counters {json}");
+        }
+    }
+
+    /// Runs a task until the services close.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    async fn serve_ssh(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                let peer = *incoming.peer_addr().ip();
+                match incoming.accept().await {
+                    Ok(stream) => {
+                        let serve = this.ssh.serve(this.traffic.count(stream));
+                        tokio::select! { () = serve => {} () = this.log_path(peer) => {} }
+                        this.log_counters().await;
+                    }
+                    Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
+                }
+            });
+        }
+    }
+
+    async fn forward_rest(self, mut listener: Listener) {
+        let room = Arc::new(Semaphore::new(MAX_FORWARDS));
+        while let Ok(incoming) = listener.accept().await {
+            let port = incoming.local_addr().port();
+            let place = Arc::clone(&room).try_acquire_owned();
+            let Ok(place) = place else {
+                tracing::debug!(port, "too many forwarded connections");
+                incoming.refuse();
+                continue;
+            };
+            if RESERVED.contains(&port) {
+                incoming.refuse();
+                continue;
+            }
+            let this = self.clone();
+            self.spawn(async move {
+                this.forward(incoming, port).await;
+                drop(place);
+            });
+        }
+    }
+
+    /// The client's connection stands only once the local one does.
+    async fn forward(&self, incoming: Incoming, port: u16) {
+        let local = match ports::connect(port).await {
+            Ok(local) => local,
+            Err(error) => {
+                tracing::debug!(port, %error, "nothing listens");
+                return incoming.refuse();
+            }
+        };
+        let Ok(stream) = incoming.accept().await else { return };
+        let mut stream = self.traffic.count(stream);
+        if ports::carry(&mut stream, local).await.is_err() {
+            stream.into_inner().abort();
+        }
+    }
+}
