@@ -370,7 +370,12 @@ impl Netstack {
     pub(super) fn apply(&mut self, now: Instant, slot: u32, turn: Turn) {
         let Some(flow) = self.flows.get_mut(slot as usize) else { return };
         match turn {
-            Turn::Now => self.mark(slot),
+            Turn::Now => {
+                // Its lane may stay closed for long, but not its owner's patience open.
+                let linger = flow.released;
+                self.timers.set(slot, linger);
+                self.mark(slot);
+            }
             Turn::At(at) => self.timers.set(slot, Some(at)),
             Turn::Quiet => self.timers.set(slot, None),
             Turn::Over => {

@@ -3,10 +3,12 @@
 //! A function here must hold for every input; a breach is a panic. `cargo test` replays the committed corpus and mutates it.
 
 mod coord;
+mod netstack;
 mod tunnel;
 mod wire;
 
 pub use coord::{coord_stream, drpc};
+pub use netstack::ip_demux;
 pub use tunnel::{path_steps, wg_datagram};
 pub use wire::{derp_frames, disco, stun};
 
@@ -19,6 +21,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("derp_frames", derp_frames),
     ("disco", disco),
     ("drpc", drpc),
+    ("ip_demux", ip_demux),
     ("path_steps", path_steps),
     ("stun", stun),
     ("wg_datagram", wg_datagram),

@@ -150,6 +150,8 @@ pub(super) struct Flow {
     window: Window,
     /// Whether everything is being sent again, under the engine's congestion control.
     starts_over: bool,
+    /// Whether the engine was told a later time once and sent something else.
+    turned_forward: bool,
     /// When the SYN or SYN-ACK left, as long as it left once only.
     syn_sent: Option<Instant>,
     /// The window field of the newest segment we sent.
@@ -218,6 +220,7 @@ impl Flow {
             window: Window::new(),
             starts_over: false,
             syn_sent: None,
+            turned_forward: false,
             sent_window: 0,
             consumed: 0,
             fin_wanted: false,
@@ -581,6 +584,13 @@ impl Flow {
             self.repair.handle_engine_repeat(now);
         } else if takes_space {
             self.note_sent(now, tcp.seq, tcp.seq.wrapping_add(tcp.seq_len()));
+        }
+        if self.repair.asked() == Some(Again::All) {
+            // Something else was due first: one ACK may have been, anything more is not waited for.
+            self.turned_forward = !takes_space && !self.turned_forward;
+            if !self.turned_forward {
+                self.repair.forget_asked();
+            }
         }
         Some(Emitted { len, expects_answer: takes_space })
     }
