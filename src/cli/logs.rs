@@ -14,7 +14,12 @@ pub(super) fn start(level: LevelFilter) {
         .with_default_directive(LevelFilter::WARN.min(level).into())
         .parse_lossy(format!("tailnet={level}"));
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).event_format(Line).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .event_format(Line)
+        .try_init();
 }
 
 /// The level of `-v`.
