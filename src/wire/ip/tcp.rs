@@ -192,6 +192,13 @@ impl<'a> Tcp<'a> {
         reset.write(ip.dst, ip.src, out);
     }
 
+    /// Puts another sequence number into a whole TCP packet, whose checksum is then to be filled in again.
+    pub fn set_seq(packet: &mut [u8], seq: u32) {
+        if let Some(field) = packet.get_mut(super::HEADER_LEN + 4..super::HEADER_LEN + 8) {
+            field.copy_from_slice(&seq.to_be_bytes());
+        }
+    }
+
     /// Fills in the checksum of a whole TCP packet that has none yet.
     pub fn seal(packet: &mut [u8]) {
         let Some((head, message)) = packet.split_at_mut_checked(super::HEADER_LEN) else { return };

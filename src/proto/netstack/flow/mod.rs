@@ -362,9 +362,22 @@ impl Flow {
         self.watch_acks(now, tcp, una);
         let len = emitted?;
         let answer = reply.get_mut(..len)?;
-        Tcp::seal(answer);
+        self.finish(answer);
         self.sent_only_syn = false;
         Some(len)
+    }
+
+    /// Completes a packet of the engine.
+    ///
+    /// After a timeout the engine numbers even its bare ACKs from where it starts over. The peer may be beyond that
+    /// number, takes the ACK for an old segment and never sees what it acknowledges; if both sides do so, they stop
+    /// for good. A bare ACK bears the next number that was never sent (RFC 9293 §3.10.7.4).
+    fn finish(&self, packet: &mut [u8]) {
+        let tcp = packet.get(IPV6_HEADER..).and_then(|bytes| Tcp::parse(bytes).ok());
+        if tcp.is_some_and(|tcp| tcp.seq_len() == 0 && tcp.flags == TcpFlags::ACK) && !self.is_opening() {
+            Tcp::set_seq(packet, self.snd_max);
+        }
+        Tcp::seal(packet);
     }
 
     /// Whether a segment reaches beyond what a SYN's unscaled window allowed. The engine scales that window, so it
@@ -571,7 +584,7 @@ impl Flow {
             self.repair.forget_asked();
             return None;
         };
-        Tcp::seal(packet);
+        self.finish(packet);
         let tcp = Tcp::parse(packet.get(IPV6_HEADER..)?).ok()?;
         let takes_space = tcp.seq_len() > 0;
         self.sent_only_syn = tcp.flags.has(TcpFlags::SYN);

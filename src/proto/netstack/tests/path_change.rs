@@ -153,3 +153,24 @@ fn a_lone_fin_survives_duplicate_acks() {
     w.read(Side::B, b);
     w.until(secs(3), |w| (w.b.read_state(b) == ReadState::Finished).then_some(()));
 }
+
+#[test]
+fn timeouts_on_both_sides_after_lost_acks_do_not_deadlock() {
+    let mut w = World::new(64, ms(10));
+    let (a, b) = w.connect(22);
+    w.write_all(Side::A, a, &[1; 6_000]);
+    w.write_all(Side::B, b, &[2; 6_000]);
+    w.run(ms(5));
+    // What flies arrives, its ACKs do not: both sides go back although the other has everything.
+    w.links(|l| l.dead = true);
+    w.run(secs(1));
+    w.links(|l| l.dead = false);
+    w.write_all(Side::A, a, &[1; 3_000]);
+    w.write_all(Side::B, b, &[2; 3_000]);
+    let mut read = (0, 0);
+    w.until(secs(3), |w| {
+        read.0 += w.read(Side::B, b).len();
+        read.1 += w.read(Side::A, a).len();
+        (read == (9_000, 9_000)).then_some(())
+    });
+}
