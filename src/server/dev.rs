@@ -92,7 +92,7 @@ mod tests {
     /// A program that notes its start and then runs `rest`.
     fn child(folder: &Path, rest: &str) -> AgentChild {
         let (program, log) = (folder.join("agent"), folder.join("log"));
-        let script = format!("#!/bin/sh\necho \"$$ $1 $2 $CODER_AGENT_URL $CODER_AGENT_TOKEN\" >> '{}'\n{rest}\n", log.display());
+        let script = format!("#!/bin/sh\necho \"$$ $* $CODER_AGENT_URL $CODER_AGENT_TOKEN\" >> '{}'\n{rest}\n", log.display());
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         AgentChild { program, url: "http://x".into(), token: AgentToken::from(Uuid::nil()) }

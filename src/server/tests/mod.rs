@@ -4,6 +4,7 @@ mod access;
 mod life;
 mod shapes;
 mod sockets;
+mod tunnel;
 
 use super::{
     Config, Running, StunAddress, serve,
