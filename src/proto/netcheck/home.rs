@@ -33,6 +33,20 @@ impl HomeChoice {
         self.home = home;
     }
 
+    /// Forgets all measurements: they were made on another network.
+    pub(super) fn forget_rounds(&mut self) {
+        self.rounds.clear();
+    }
+
+    /// Takes the latest round out and gives it back with a measurement that came too late for it. Alone, the slowest relay
+    /// would look like the only one that answers.
+    #[must_use]
+    pub(super) fn with_late(&mut self, id: RegionId, latency: Duration) -> BTreeMap<RegionId, Duration> {
+        let mut round = self.rounds.pop_back().map(|(_, round)| round).unwrap_or_default();
+        round.insert(id, latency);
+        round
+    }
+
     /// Takes the round of measurements of one netcheck and chooses anew. Without any the home stays.
     pub(super) fn handle_round(&mut self, now: Instant, map: &RelayMap, round: &BTreeMap<RegionId, Duration>) {
         self.rounds.retain(|(at, _)| now - *at < HISTORY);

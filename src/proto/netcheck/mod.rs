@@ -179,6 +179,8 @@ impl Netcheck {
         self.sent.clear();
         self.transmits.clear();
         self.hosts.clear();
+        self.home.forget_rounds();
+        self.fastest.clear();
         self.begin(now, why);
     }
 
@@ -217,9 +219,9 @@ impl Netcheck {
     /// Takes how long a region's relay took to answer, `None` when it did not.
     pub fn handle_relay_latency(&mut self, now: Instant, region: RegionId, latency: Option<Duration>) {
         let Some(run) = &mut self.run else {
-            // Too late for its run, but better than nothing.
             if let Some(latency) = latency {
-                self.choose_home(now, &[(region, latency)].into());
+                let round = self.home.with_late(region, latency);
+                self.choose_home(now, &round);
             }
             return;
         };

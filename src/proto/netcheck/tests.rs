@@ -294,6 +294,39 @@ fn a_map_without_embedded_relay_gives_a_home_after_the_first_run_and_a_map_witho
 }
 
 #[test]
+fn a_slow_relay_that_answers_after_its_run_does_not_become_home() {
+    let mut map = map(&[]);
+    map.regions.insert(id(5), Region { nodes: vec![RelayNode::default()], ..Region::default() });
+    let mut n = Netcheck::new(Rng::from_u64(1));
+    n.set_relay_map(secs(0), &map);
+    n.handle_relay_latency(ms(20), id(999), Some(Duration::from_millis(20)));
+    pass(&mut n, secs(3));
+    events(&mut n);
+    n.handle_relay_latency(secs(4), id(5), Some(Duration::from_secs(4)));
+    assert_eq!((n.home(), events(&mut n)), (Some(id(999)), vec![]));
+    // What it has measured before counts beside it, and a fast one does become home.
+    n.handle_relay_latency(secs(5), id(5), Some(Duration::from_millis(1)));
+    assert_eq!(n.home(), Some(id(5)));
+}
+
+#[test]
+fn latencies_of_another_network_do_not_choose_the_home() {
+    let mut map = map(&[]);
+    map.regions.insert(id(5), Region { nodes: vec![RelayNode::default()], ..Region::default() });
+    let mut n = Netcheck::new(Rng::from_u64(1));
+    n.set_relay_map(secs(0), &map);
+    n.handle_relay_latency(ms(1), id(999), Some(Duration::from_millis(1)));
+    n.handle_relay_latency(ms(1), id(5), Some(Duration::from_millis(300)));
+    pass(&mut n, secs(3));
+    assert_eq!(n.home(), Some(id(999)));
+    n.restart(secs(60), "link change");
+    n.handle_relay_latency(secs(60), id(999), Some(Duration::from_millis(300)));
+    n.handle_relay_latency(secs(60), id(5), Some(Duration::from_millis(30)));
+    pass(&mut n, secs(64));
+    assert_eq!(n.home(), Some(id(5)));
+}
+
+#[test]
 fn a_latency_after_its_run_still_counts() {
     let mut n = with_map(&[]);
     pass(&mut n, secs(3));
