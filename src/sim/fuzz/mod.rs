@@ -10,7 +10,7 @@ mod wire;
 pub use coord::{coord_stream, drpc};
 pub use netstack::ip_demux;
 pub use tunnel::{path_steps, wg_datagram};
-pub use wire::{derp_frames, disco, stun};
+pub use wire::{derp_frames, disco, relay_map, stun};
 
 /// Runs one input; a claim that does not hold is a panic.
 pub type Target = fn(&[u8]);
@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("drpc", drpc),
     ("ip_demux", ip_demux),
     ("path_steps", path_steps),
+    ("relay_map", relay_map),
     ("stun", stun),
     ("wg_datagram", wg_datagram),
 ];

@@ -3,8 +3,14 @@
 use crate::{
     base::{DiscoKey, DiscoSecret, Instant, NodeSecret, Rng},
     proto::relay::{client::RelayClient, server::Registry},
-    wire::{self, derp, disco, stun},
+    wire::{
+        self,
+        coord::tailnet::DerpMap,
+        derp::{self, RelayMap},
+        disco, stun,
+    },
 };
+use prost::Message as _;
 use std::{sync::LazyLock, time::Duration};
 
 /// STUN messages: what is read is written and read the same, whatever it came in.
@@ -97,4 +103,17 @@ pub fn derp_frames(bytes: &[u8]) {
     assert!(rest.is_empty());
     registry.close(conn);
     assert_eq!(registry.clients(), 0);
+}
+
+/// Relay maps: the bytes as the control plane's message and as JSON. What is read is written and read the same in both.
+///
+/// # Panics
+/// When it is not.
+pub fn relay_map(bytes: &[u8]) {
+    let message = DerpMap::decode(bytes).ok().and_then(|message| RelayMap::try_from(&message).ok());
+    let json = str::from_utf8(bytes).ok().and_then(|text| text.parse::<RelayMap>().ok());
+    for map in message.into_iter().chain(json) {
+        assert_eq!(RelayMap::from_json(&map.to_json()).as_ref(), Ok(&map));
+        assert_eq!(RelayMap::try_from(&DerpMap::from(&map)), Ok(map));
+    }
 }

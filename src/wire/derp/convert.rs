@@ -46,6 +46,8 @@ impl TryFrom<&tailnet::DerpMap> for RelayMap {
 
     fn try_from(map: &tailnet::DerpMap) -> Result<Self, MapError> {
         let scores = map.home_params.iter().flat_map(|params| &params.region_score);
+        // JSON has no other numbers, and they mean nothing.
+        let scores = scores.filter(|(_, score)| score.is_finite());
         Ok(Self {
             regions: map
                 .regions
