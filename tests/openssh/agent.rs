@@ -1,10 +1,8 @@
 //! The agent's SSH server as OpenSSH's client meets it, over loopback TCP.
-#![cfg(all(unix, feature = "agent"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+use crate::harness::{have, noise, text};
 use std::{
     collections::BTreeMap,
-    env,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::ExitStatusExt as _,
@@ -31,9 +29,7 @@ struct Host {
 impl Host {
     /// `None`, and a line that says so, where OpenSSH's client is not installed.
     fn start() -> Option<Self> {
-        if Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
-            assert!(env::var_os("TAILNET_CI").is_none(), "OpenSSH's client is missing");
-            println!("skipped: OpenSSH's client is missing");
+        if !have(&["ssh"]) {
             return None;
         }
         let variables = BTreeMap::from([("FROM_TEMPLATE".to_owned(), "yes".to_owned())]);
@@ -110,24 +106,6 @@ fn finish(mut child: Child) -> Output {
         thread::sleep(Duration::from_millis(2));
     };
     Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Bytes that no compression and no repetition hides.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(len);
-    out
 }
 
 /// Tries until `done` or the limit; nothing outside tells when a process has gone.

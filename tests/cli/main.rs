@@ -1,0 +1,35 @@
+//! The `coder` binary as its users meet it: a server, agents and command lines on loopback.
+#![cfg(all(unix, feature = "cli", feature = "agent", feature = "server"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+#![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
+
+mod errors;
+mod first;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod secrets;
+mod sessions;
+mod signals;
+mod users;
+
+use harness::{Process, Server};
+
+/// A server with a workspace `dev` and its agent.
+struct Lab {
+    agent: Process,
+    server: Server,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let server = Server::start(&[]);
+        let agent = server.workspace("dev");
+        Self { agent, server }
+    }
+}

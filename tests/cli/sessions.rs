@@ -1,0 +1,128 @@
+//! `coder ssh` as OpenSSH would do it, and `coder ping`.
+
+use crate::{
+    Lab,
+    harness::{
+        noise,
+        process::{LIMIT, Process, run, text},
+        terminal::Terminal,
+    },
+};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_command_has_its_status_and_both_outputs_apart() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "echo out; echo err >&2; exit 7"]), b"");
+    assert_eq!((out.status.code(), text(&out.stdout), text(&out.stderr)), (Some(7), "out\n".into(), "err\n".into()));
+    assert_eq!(run(lab.server.coder(&["ssh", "dev", "--", "true"]), b"").status.code(), Some(0));
+    // As OpenSSH does, words are joined by blanks and read by the shell there.
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "echo", "$((6*7))", "-v"]), b"");
+    assert_eq!(text(&out.stdout), "42 -v\n");
+}
+
+#[test]
+fn a_command_killed_by_a_signal_gives_128_and_its_number() {
+    let lab = Lab::new();
+    for (signal, code) in [("KILL", 137), ("TERM", 143)] {
+        let out = run(lab.server.coder(&["ssh", "dev", "--", &format!("kill -{signal} $$")]), b"");
+        assert_eq!(out.status.code(), Some(code), "{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn input_and_its_end_reach_the_command() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "cat; echo end"]), b"x");
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "xend\n".into()));
+    let sent = noise(100_000_000, 9);
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "cat"]), &sent);
+    assert!(out.status.success() && out.stdout == sent, "{} bytes of {}", out.stdout.len(), sent.len());
+}
+
+#[test]
+fn a_command_gets_a_terminal_only_when_asked_for() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "tty"]), b"");
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(1), "not a tty\n".into()));
+    let out = run(lab.server.coder(&["ssh", "-t", "dev", "--", "tty"]), b"");
+    assert!(out.status.success() && text(&out.stdout).starts_with("/dev/pts/"), "{}", text(&out.stdout));
+    let mut inside = Terminal::start(lab.server.coder(&["ssh", "dev", "--", "tty; echo end"]));
+    inside.wait_for("not a tty");
+    inside.wait_for("end");
+    assert_eq!(inside.wait(LIMIT).code(), Some(0));
+}
+
+#[test]
+fn without_terminal_and_command_the_shell_reads_the_input() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["ssh", "dev"]), b"echo $((1+1))\nexit 9\n");
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(9), "2\n".into()));
+}
+
+#[test]
+fn a_shell_in_a_terminal_has_colours_size_keys_and_leaves_the_terminal_as_it_was() {
+    let lab = Lab::new();
+    let mut command = lab.server.coder(&["ssh", "dev"]);
+    command.env("TERM", "xterm-256color");
+    let mut shell = Terminal::start(command);
+    shell.type_in("echo rea''dy $TERM\n");
+    shell.wait_for("ready xterm-256color");
+    assert!(!shell.echoes(), "the local terminal is in raw mode");
+    shell.type_in("printf '\\033[1;31mr%s\\033[0m\\n' ed\n");
+    shell.wait_for("\x1b[1;31mred\x1b[0m");
+    shell.type_in("stty size\n");
+    shell.wait_for("24 80");
+    shell.type_in("trap 'stty size' WINCH; echo tra''pped\n");
+    shell.wait_for("trapped");
+    shell.resize(132, 43);
+    shell.wait_for("43 132");
+    shell.type_in("trap - INT; sleep 1000; echo interr''upted $?\n");
+    shell.type_in("\x03");
+    shell.type_in("echo still he''re\n");
+    shell.wait_for("still here");
+    shell.type_in("exit 5\n");
+    assert_eq!(shell.wait(LIMIT).code(), Some(5));
+    assert!(shell.is_restored(), "the terminal's modes are not as before");
+    println!("{}", shell.shown().escape_debug());
+}
+
+#[test]
+fn both_directions_are_fast_enough_for_typing() {
+    let lab = Lab::new();
+    let mut cat = Process::start("coder ssh", lab.server.coder(&["ssh", "dev", "--", "cat"]));
+    cat.type_in(b"first\n");
+    cat.wait_for("first");
+    let mut took: Vec<Duration> = (0..100)
+        .map(|key| {
+            let started = Instant::now();
+            cat.type_in(format!("{key}\n").as_bytes());
+            cat.wait_for(&key.to_string());
+            started.elapsed()
+        })
+        .collect();
+    took.sort();
+    println!("a key's echo: median {:?}, worst {:?}", took[50], took[99]);
+    // A human notices 100 ms; anything near it on loopback is a missing wake-up.
+    assert!(took[50] < Duration::from_millis(50), "median {:?}", took[50]);
+}
+
+#[test]
+fn a_ping_tells_way_and_time_in_the_words_that_programs_parse() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["ping", "dev", "-n", "3", "--wait", "200ms"]), b"");
+    let shown = text(&out.stdout);
+    assert!(out.status.success(), "{shown}{}", text(&out.stderr));
+    let pongs: Vec<&str> = shown.lines().filter(|l| l.starts_with("pong from dev ")).collect();
+    assert_eq!(pongs.len(), 3, "{shown}");
+    for pong in &pongs {
+        let direct = pong.starts_with("pong from dev p2p via 127.0.0.1:") && pong.contains(" in ");
+        let relayed = pong.starts_with("pong from dev proxied via DERP(Coder Embedded Relay) in ");
+        assert!((direct || relayed) && pong.ends_with("ms"), "{pong:?}");
+    }
+    assert!(pongs[2].contains(" p2p via "), "two machines in one are not direct: {pongs:?}");
+    let out = run(lab.server.coder(&["ping", "dev", "-n", "2", "--wait", "100ms", "--disable-direct-connections"]), b"");
+    let shown = text(&out.stdout);
+    let relayed = shown.lines().filter(|l| l.starts_with("pong from dev proxied via DERP(")).count();
+    assert!(out.status.success() && relayed == 2, "{shown}{}", text(&out.stderr));
+}

@@ -1,0 +1,125 @@
+//! Closed pipes, closed terminals and signals end a command at once and without noise.
+
+use crate::{
+    Lab,
+    harness::{
+        process::{LIMIT, Process, gone_within, pidfd, text},
+        terminal::Terminal,
+    },
+};
+use rustix::process::Signal;
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+/// Nothing that ends us takes longer.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Ended by the signal, or with the status that a shell gives for it.
+fn is_ended_by(status: ExitStatus, signal: Signal) -> bool {
+    status.signal() == Some(signal.as_raw()) || status.code() == Some(128 + signal.as_raw())
+}
+
+/// Runs a command whose reader goes away after its first line.
+fn cut_short(mut command: Command) -> (ExitStatus, String) {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    drop(stdout);
+    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it goes on without a reader");
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap(), said)
+}
+
+#[test]
+fn a_reader_that_has_enough_ends_the_command_without_a_word() {
+    let lab = Lab::new();
+    for arguments in [&["ssh", "dev", "--", "yes"][..], &["ping", "dev", "--wait", "10ms"]] {
+        let (status, said) = cut_short(lab.server.coder(arguments));
+        assert!(!status.success() || arguments[0] == "ping", "{status}");
+        assert_eq!(said, "", "{arguments:?}");
+    }
+    // The reader is gone before the first byte.
+    let mut list = lab.server.coder(&["list"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = list.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(text(&out.stderr), "");
+}
+
+#[test]
+fn a_terminated_session_ends_and_restores_its_terminal() {
+    let lab = Lab::new();
+    let mut shell = Terminal::start(lab.server.coder(&["ssh", "dev"]));
+    shell.type_in("echo rea''dy\n");
+    shell.wait_for("ready");
+    assert!(!shell.echoes());
+    rustix::process::kill_process(shell.pid(), Signal::TERM).unwrap();
+    let status = shell.wait(SOON);
+    assert!(is_ended_by(status, Signal::TERM), "{status}");
+    assert!(shell.is_restored(), "the terminal's modes are not as before");
+}
+
+#[test]
+fn a_closed_terminal_ends_the_session_here_and_there() {
+    let lab = Lab::new();
+    let mut shell = Terminal::start(lab.server.coder(&["ssh", "dev"]));
+    shell.type_in("echo pi''d=$$=\n");
+    shell.wait_for("pid=");
+    shell.wait_for("=");
+    let shown = shell.shown();
+    let remote: i32 = shown.rsplit("pid=").next().unwrap().split('=').next().unwrap().parse().unwrap();
+    let remote = pidfd(rustix::process::Pid::from_raw(remote).unwrap());
+    let mut child = shell.hang_up();
+    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it outlives its terminal");
+    child.wait().unwrap();
+    assert!(gone_within(remote, SOON), "the shell in the workspace outlives its terminal");
+}
+
+#[test]
+fn each_signal_ends_a_running_command_soon() {
+    let lab = Lab::new();
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        for arguments in [&["ssh", "dev", "--", "echo up; sleep 1000"][..], &["ping", "dev", "--wait", "50ms"]] {
+            let mut process = Process::start("the command", lab.server.coder(arguments));
+            process.wait_for(if arguments[0] == "ssh" { "up" } else { "pong" });
+            process.signal(signal);
+            let status = process.wait(SOON);
+            // A ping that was interrupted has still measured something.
+            assert!(is_ended_by(status, signal) || arguments[0] == "ping", "{signal:?} {arguments:?}: {status}");
+            assert!(!process.drain().iter().any(|l| l.contains("panicked")), "{:?}", process.seen);
+        }
+        // `--stdio`: its user is OpenSSH, which wants no status.
+        let mut stdio = Process::start("ssh --stdio", lab.server.coder(&["ssh", "--stdio", "dev"]));
+        stdio.wait_for("SSH-2.0-");
+        stdio.signal(signal);
+        stdio.wait(SOON);
+    }
+}
+
+#[test]
+fn server_and_agent_end_well_when_asked() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let Lab { mut agent, mut server } = Lab::new();
+        agent.signal(signal);
+        assert_eq!(agent.wait(LIMIT).code(), Some(0), "the agent");
+        server.process.signal(signal);
+        assert_eq!(server.process.wait(LIMIT).code(), Some(0), "the server");
+    }
+}
+
+#[test]
+fn stdio_ends_when_its_reader_and_writer_are_gone() {
+    let lab = Lab::new();
+    let mut child = lab.server.coder(&["ssh", "--stdio", "dev"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 4]).unwrap();
+    drop((stdout, child.stdin.take()));
+    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it goes on without OpenSSH");
+    child.wait().unwrap();
+}

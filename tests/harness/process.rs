@@ -1,0 +1,256 @@
+//! Child processes with limits on every wait.
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read, Write as _},
+    os::fd::{AsFd, OwnedFd},
+    process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// No step of a test takes this long on a busy machine; reaching it is a hang.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running process whose lines can be waited for. It is killed when dropped.
+pub struct Process {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<(Instant, String)>,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    /// All lines seen so far.
+    pub seen: Vec<String>,
+    name: String,
+}
+
+impl Process {
+    /// Starts `command` and reads its standard output and error as lines.
+    pub fn start(name: &str, mut command: Command) -> Self {
+        let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let (sender, lines) = mpsc::channel();
+        read_lines(child.stdout.take().unwrap(), sender.clone());
+        read_lines(child.stderr.take().unwrap(), sender);
+        let stdin = child.stdin.take();
+        Self { child, stdin, lines, stdout: None, seen: Vec::new(), name: name.to_owned() }
+    }
+
+    /// Starts `command`; its standard output is kept as bytes for [`Process::finish`], lines are those of standard error.
+    pub fn start_with_output(name: &str, mut command: Command) -> Self {
+        let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let (sender, lines) = mpsc::channel();
+        read_lines(child.stderr.take().unwrap(), sender);
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(read_all));
+        Self { child, stdin, lines, stdout, seen: Vec::new(), name: name.to_owned() }
+    }
+
+    /// Writes to standard input.
+    pub fn type_in(&mut self, bytes: &[u8]) {
+        self.stdin.as_mut().expect("standard input is open").write_all(bytes).unwrap();
+    }
+
+    /// Writes all of it beside the test and closes standard input then.
+    pub fn feed(&mut self, bytes: Vec<u8>) {
+        let mut stdin = self.stdin.take().expect("standard input is open");
+        // A process that ended early is found by its status and output.
+        thread::spawn(move || drop(stdin.write_all(&bytes)));
+    }
+
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Waits for a line that holds `text`.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_within(text, LIMIT)
+    }
+
+    /// Waits for a line that holds `text`, at most `limit`.
+    pub fn wait_within(&mut self, text: &str, limit: Duration) -> String {
+        let end = Instant::now() + limit;
+        loop {
+            match self.line_before(end) {
+                Ok((_, line)) if line.contains(text) => return line,
+                Ok(_) => {}
+                Err(why) => {
+                    let why = if why == RecvTimeoutError::Timeout { "did not say it in time" } else { "ended" };
+                    panic!("{} {why}, waiting for {text:?}; it said:\n{}", self.name, self.seen.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// The next line and when it came, if one comes within `limit`.
+    pub fn next_line(&mut self, limit: Duration) -> Option<(Instant, String)> {
+        self.line_before(Instant::now() + limit).ok()
+    }
+
+    fn line_before(&mut self, end: Instant) -> Result<(Instant, String), RecvTimeoutError> {
+        let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()))?;
+        self.seen.push(line.1.clone());
+        Ok(line)
+    }
+
+    /// All lines that have come by now.
+    pub fn drain(&mut self) -> &[String] {
+        self.seen.extend(self.lines.try_iter().map(|(_, line)| line));
+        &self.seen
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        if !gone_within(pidfd(self.pid()), limit) {
+            let said = self.drain().join("\n");
+            panic!("{} still runs after {limit:?}; it said:\n{said}", self.name);
+        }
+        self.child.wait().unwrap()
+    }
+
+    /// Closes standard input unless [`Process::feed`] did, waits for the end and gives status, output and the lines of
+    /// standard error.
+    pub fn finish(&mut self, limit: Duration) -> Finished {
+        self.stdin = None;
+        let status = self.wait(limit);
+        let stdout = self.stdout.take().map(|reader| reader.join().unwrap()).unwrap_or_default();
+        // The readers end with the pipes; a child of the process that kept one open would be a bug worth failing for.
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.line_before(end) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("{} ended, but somebody still holds its output", self.name),
+            }
+        }
+        Finished { status, stdout, lines: self.seen.clone() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let said = self.drain().join("\n");
+            println!("-- {} said:\n{said}", self.name);
+        }
+    }
+}
+
+/// What is left of a process.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub lines: Vec<String>,
+}
+
+impl Finished {
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    pub fn said(&self) -> String {
+        self.lines.join("\n")
+    }
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"))
+}
+
+fn read_lines(stream: impl Read + Send + 'static, lines: mpsc::Sender<(Instant, String)>) {
+    thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            if lines.send((Instant::now(), text(&line))).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn read_all(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        all
+    })
+}
+
+/// Runs a command to its end with input, within the limit.
+pub fn run(command: Command, input: &[u8]) -> Output {
+    run_within(command, input, LIMIT)
+}
+
+/// Runs a command to its end with input, at most `limit` long.
+pub fn run_within(mut command: Command, input: &[u8], limit: Duration) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(&mut command);
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+    let (out, err) = (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
+    let in_time = gone_within(pidfd(Pid::from_child(&child)), limit);
+    if !in_time {
+        let _ = child.kill();
+    }
+    let status = child.wait().unwrap();
+    if !in_time {
+        panic!("{command:?} still ran after {limit:?}; it said:\n{}", text(&err.join().unwrap()));
+    }
+    writer.join().unwrap();
+    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
+}
+
+/// A handle of a process that stays true when its number is given to another.
+pub fn pidfd(pid: Pid) -> OwnedFd {
+    pidfd_open(pid, PidfdFlags::empty()).unwrap_or_else(|e| panic!("no process {pid:?}: {e}"))
+}
+
+/// Whether the process ends within the limit.
+pub fn gone_within(process: impl AsFd, limit: Duration) -> bool {
+    readable_within(process, limit)
+}
+
+/// Whether there is something to read, or the end, within the limit.
+pub fn readable_within(fd: impl AsFd, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    poll(&mut fds, Some(&limit)).unwrap() > 0
+}
+
+/// The children of a process.
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let of = |pid: Pid| fs::read_to_string(format!("/proc/{0}/task/{0}/children", pid.as_raw_nonzero())).unwrap_or_default();
+    of(pid).split_whitespace().filter_map(|p| Pid::from_raw(p.parse().ok()?)).collect()
+}
+
+/// The one process whose environment holds `setting` and whose command line holds `word`.
+pub fn find(setting: &str, word: &str) -> Vec<Pid> {
+    let holds =
+        |file: String, what: &str| fs::read(file).is_ok_and(|bytes| bytes.split(|b| *b == 0).any(|part| part == what.as_bytes()));
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| holds(format!("/proc/{pid}/environ"), setting) && holds(format!("/proc/{pid}/cmdline"), word))
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
