@@ -75,7 +75,11 @@ async fn everything() -> Result<()> {
     memory("agent, resident after the above", agent.id(), "≤ 20 MB");
     memory("server, resident after the above", server.child.id(), "≤ 40 MB");
     let size = fs::metadata(coder())?.len();
-    row("release binary", &format!("{:.1} MB", megabytes(size)), if cfg!(debug_assertions) { "≤ 25 MB (this is a debug build)" } else { "≤ 25 MB" });
+    row(
+        "release binary",
+        &format!("{:.1} MB", megabytes(size)),
+        if cfg!(debug_assertions) { "≤ 25 MB (this is a debug build)" } else { "≤ 25 MB" },
+    );
     println!("took {:.0?}", clock::now() - started);
     Ok(())
 }
@@ -123,7 +127,11 @@ async fn bulk(relay: &str) -> Result<()> {
             if way == "kernel" {
                 kernel.push(rate);
             }
-            row(&format!("{name}, {direction}"), &here, if way == "kernel" { "the figure behind the rate is the ratio to this" } else { target });
+            row(
+                &format!("{name}, {direction}"),
+                &here,
+                if way == "kernel" { "the figure behind the rate is the ratio to this" } else { target },
+            );
         }
         let proof = line(&mut lines, "proof ").await?;
         if !proof.is_empty() {
@@ -338,7 +346,8 @@ impl Server {
     async fn agent(&self) -> Result<(Child, Lines<BufReader<tokio::process::ChildStderr>>)> {
         let Output { stdout, .. } = timeout(LIMIT, self.coder(&["create", "dev"]).output()).await??;
         let stdout = String::from_utf8(stdout)?;
-        let token = stdout.split("CODER_AGENT_TOKEN=").nth(1).and_then(|rest| rest.split_whitespace().next()).ok_or("no token")?;
+        let token =
+            stdout.split("CODER_AGENT_TOKEN=").nth(1).and_then(|rest| rest.split_whitespace().next()).ok_or("no token")?;
         let mut command = program(&self.folder);
         command.arg("agent").env("CODER_AGENT_URL", format!("http://{}", self.address)).env("CODER_AGENT_TOKEN", token);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
