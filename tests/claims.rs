@@ -13,7 +13,8 @@ fn every_test_that_the_table_names_exists_and_is_not_ignored() {
         let source = fs::read_to_string(root.join(file).with_extension("rs")).unwrap_or_else(|e| panic!("{file}.rs: {e}"));
         let function = format!("fn {name}()");
         let at = source.find(&function).unwrap_or_else(|| panic!("{file}.rs has no {name}"));
-        let attributes: Vec<&str> = source[..at].lines().rev().skip(1).take_while(|l| l.trim().starts_with("#[")).collect();
+        let line = source[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let attributes: Vec<&str> = source[..line].lines().rev().take_while(|l| l.trim().starts_with("#[")).collect();
         let is_test = attributes.iter().any(|a| a.contains("#[test]") || a.contains("#[tokio::test"));
         assert!(is_test && !attributes.iter().any(|a| a.contains("ignore")), "{name} does not run: {attributes:?}");
     }
