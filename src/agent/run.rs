@@ -261,6 +261,7 @@ impl Agent {
             }
         };
         control.open_coordination();
+        tracing::info!("connected to the coordinator");
         let statistics = statistics::report(control, &mut self.reported, || running.sample());
         tokio::select! {
             ended = lifecycles.report(control) => Ok(ended?),

@@ -1,8 +1,8 @@
 //! What the agent serves in the tunnel: SSH on ports 1 and 22, and the machine's own ports (agent.md §5.1).
 
 use super::{assignment::Assignment, ports, ssh::Server, statistics::Sample, traffic::Traffic};
-use crate::net::{BindError, Incoming, Listener, PathState, Tailnet};
-use std::{net::Ipv6Addr, sync::Arc};
+use crate::net::{BindError, Incoming, Listener, Tailnet};
+use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -65,26 +65,6 @@ impl Services {
         self.tailnet.close().await;
     }
 
-    /// Logs the way to a client and what was counted until then, at each change. Ends when the caller does.
-    async fn log_path(&self, peer: Ipv6Addr) {
-        if let Ok(mut path) = self.tailnet.watch_path(peer).await {
-            loop {
-                let state = path.borrow_and_update().map_or("none", |p| match p.state {
-                    PathState::None => "none",
-                    PathState::Relay => "relay",
-                    PathState::Direct => "direct",
-                    PathState::Doubtful => "doubtful",
-                });
-                tracing::debug!(%peer, to = state, "path changed");
-                self.log_counters().await;
-                if path.changed().await.is_err() {
-                    break;
-                }
-            }
-        }
-        std::future::pending().await
-    }
-
     /// What the node counted, as one line of JSON.
     async fn log_counters(&self) {
         if tracing::enabled!(tracing::Level::DEBUG)
@@ -110,11 +90,9 @@ impl Services {
         while let Ok(incoming) = listener.accept().await {
             let this = self.clone();
             self.spawn(async move {
-                let peer = *incoming.peer_addr().ip();
                 match incoming.accept().await {
                     Ok(stream) => {
-                        let serve = this.ssh.serve(this.traffic.count(stream));
-                        tokio::select! { () = serve => {} () = this.log_path(peer) => {} }
+                        this.ssh.serve(this.traffic.count(stream)).await;
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),

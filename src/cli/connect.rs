@@ -15,7 +15,7 @@ use crate::{
         clock,
         control::{Control, ControlRole},
     },
-    net::{Config, Counters, DialError, PathState, Stream, Tailnet},
+    net::{Config, Counters, DialError, Stream, Tailnet},
     wire::derp::RelayMap,
 };
 use anyhow::{Context as _, anyhow, bail};
@@ -83,9 +83,6 @@ impl Tunnel {
         .context("cannot open the network of this process")?;
         report_usage(client.clone(), &workspace, &agent);
         let [address, _] = agent_addresses(agent.id);
-        if tracing::enabled!(tracing::Level::DEBUG) {
-            tokio::spawn(log_path(tailnet.clone(), address));
-        }
         Ok(Self { tailnet, name: target.to_string(), address, relays, control })
     }
 
@@ -148,23 +145,6 @@ impl Tunnel {
             log_counters(&counters);
         }
         self.tailnet.close().await;
-    }
-}
-
-/// Logs the way to the agent and what was counted until then, at each change. Ends with the node.
-async fn log_path(tailnet: Tailnet, address: Ipv6Addr) {
-    let Ok(mut path) = tailnet.watch_path(address).await else { return };
-    while path.changed().await.is_ok() {
-        let state = path.borrow_and_update().map_or("none", |p| match p.state {
-            PathState::None => "none",
-            PathState::Relay => "relay",
-            PathState::Direct => "direct",
-            PathState::Doubtful => "doubtful",
-        });
-        tracing::debug!(to = state, "path changed");
-        if let Ok(counters) = tailnet.counters().await {
-            log_counters(&counters);
-        }
     }
 }
 

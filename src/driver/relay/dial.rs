@@ -38,6 +38,16 @@ pub enum Transport {
     WebSocket,
 }
 
+impl Transport {
+    /// What logs call it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Upgrade => "derp",
+            Self::WebSocket => "websocket",
+        }
+    }
+}
+
 /// Why a region could not be reached.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {

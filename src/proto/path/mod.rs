@@ -56,6 +56,19 @@ pub enum PathState {
     Doubtful,
 }
 
+impl PathState {
+    /// What logs call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Relay => "relay",
+            Self::Direct => "direct",
+            Self::Doubtful => "doubtful",
+        }
+    }
+}
+
 /// The lanes for one packet. The second one gets a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {

@@ -202,7 +202,7 @@ impl Peer {
         let from = self.reported.0;
         if std::mem::replace(&mut self.reported, (state, addr)) != (state, addr) {
             let (_, lane) = self.state();
-            tracing::debug!(node = %self.node, disco = %self.disco, ?from, to = ?state, ?lane, "path changed");
+            tracing::trace!(node = %self.node, disco = %self.disco, ?from, to = ?state, ?lane, "another path");
             shared.events.push_back(Event::PathChanged { peer: self.ix, from, to: state, lane });
         }
     }
