@@ -1,12 +1,12 @@
 //! L1: bytes to values and back, without state.
 
+mod classify;
+
 pub mod coord;
 pub mod derp;
 pub mod disco;
 pub mod ip;
 pub mod stun;
-
-mod classify;
+pub mod wg;
 
 pub use classify::{Kind, classify};
-pub mod wg;

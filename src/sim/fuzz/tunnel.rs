@@ -110,6 +110,9 @@ impl Tunnel {
 
 /// Two WireGuard nodes and a network that drops, repeats, reorders, damages and invents datagrams: nothing that was not
 /// sent arrives, nothing arrives twice, and timers always move time on.
+///
+/// # Panics
+/// When one of these is broken.
 pub fn wg_datagram(input: &[u8]) {
     let mut input = Input(input);
     let mut tunnel = Tunnel::new();
@@ -285,6 +288,9 @@ impl Meeting {
 
 /// Two path engines and a network that does as it likes: forged packets prove nothing, timers move time on, the state
 /// fits the choice, and in the end a pair that sends nothing falls silent.
+///
+/// # Panics
+/// When one of these is broken.
 pub fn path_steps(input: &[u8]) {
     let mut input = Input(input);
     let mut meeting = Meeting::new();
