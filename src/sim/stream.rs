@@ -25,6 +25,7 @@ pub enum Condition {
 /// After so many bytes the pattern repeats: a prime, so that no segment or buffer size divides it.
 const PERIOD: usize = 16_381;
 /// Two periods of the pattern, so that any stretch of up to one lies in one piece.
+#[expect(clippy::indexing_slicing, reason = "computed by the compiler, which checks it")]
 static PATTERN: [u8; 2 * PERIOD] = {
     let mut bytes = [0; 2 * PERIOD];
     let (mut at, mut state) = (0, 1_u32);

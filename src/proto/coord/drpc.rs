@@ -436,6 +436,15 @@ mod tests {
     }
 
     #[test]
+    fn a_path_of_endless_length_is_refused() {
+        for (len, taken) in [(MAX_PATH, true), (MAX_PATH + 1, false)] {
+            let mut out = Vec::new();
+            let _caller = Call::client(&"/".repeat(len), &mut out);
+            assert_eq!(Call::server().read(&out).is_ok(), taken, "{len}");
+        }
+    }
+
+    #[test]
     fn what_need_not_be_known_is_passed_over() {
         let mut server = Call::server();
         let metadata_then_invoke = [0x0f, 1, 1, 2, 0x0a, 0, 0x03, 1, 2, 2, b'/', b'a'];

@@ -140,6 +140,12 @@ mod tests {
     }
 
     #[test]
+    fn a_latency_of_long_ago_holds_no_home() {
+        let reports: &[(u64, &[(u16, u64)])] = &[(0, &[(1, 100), (2, 10)]), (600, &[(1, 20), (2, 100)])];
+        assert_eq!(home(&map(&[], &[]), reports), Some(1));
+    }
+
+    #[test]
     fn a_round_without_measurements_leaves_the_home() {
         assert_eq!(home(&map(&[], &[]), &[(0, &[(2, 5)]), (400, &[])]), Some(2));
     }

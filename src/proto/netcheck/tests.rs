@@ -165,6 +165,33 @@ fn a_host_that_does_not_resolve_ends_its_part_at_once_and_an_unanswered_look_up_
 }
 
 #[test]
+fn a_look_up_that_failed_is_repeated_soon_and_one_that_succeeded_is_not() {
+    for (addresses, again) in [(vec![], true), (vec![addr("192.0.2.1:1").ip()], false)] {
+        let mut n = with_map(&["stun.example"]);
+        n.handle_resolved(ms(40), "stun.example", &addresses);
+        pass(&mut n, secs(5));
+        actions(&mut n);
+        n.start(secs(5), "again");
+        let resolve = Action::Resolve { host: "stun.example".into() };
+        assert_eq!(actions(&mut n).contains(&resolve), again);
+    }
+}
+
+#[test]
+fn the_servers_of_a_region_and_the_addresses_of_a_server_take_turns() {
+    let mut map = map(&["192.0.2.1"]);
+    let second = RelayNode { host: "stun.example".into(), stun_only: true, ..RelayNode::default() };
+    map.regions.get_mut(&id(1_000)).unwrap().nodes.push(second);
+    let mut n = Netcheck::new(Rng::from_u64(1));
+    n.set_relay_map(secs(0), &map);
+    n.handle_resolved(ms(1), "stun.example", &[addr("192.0.2.2:1").ip(), addr("192.0.2.3:1").ip()]);
+    pass(&mut n, ms(1_599));
+    n.handle_resolved(ms(1_599), "stun.example", &[addr("192.0.2.2:1").ip(), addr("192.0.2.3:1").ip()]);
+    let to: Vec<_> = requests(&mut n).iter().map(|(to, _)| to.ip().to_string()).collect();
+    assert_eq!(to, ["192.0.2.1", "192.0.2.2", "192.0.2.1"]);
+}
+
+#[test]
 fn without_any_stun_server_endpoints_are_gathered_at_once() {
     let mut n = with_map(&[]);
     assert_eq!(events(&mut n), [Event::Home(id(999)), Event::Gathered]);

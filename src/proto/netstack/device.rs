@@ -15,7 +15,7 @@ pub(super) struct Port<'b> {
 }
 
 impl<'b> Port<'b> {
-    /// A port that delivers `input`, when given, and emits into `output`, which must hold [`MTU`] bytes.
+    /// A port that delivers `input`, when given, and emits into `output`, as far as it fits.
     pub(super) fn new(input: Option<&'b [u8]>, output: &'b mut [u8]) -> Self {
         Self { input, output, emitted: 0 }
     }
@@ -75,7 +75,7 @@ impl phy::TxToken for Output<'_> {
                 *self.emitted = len;
                 f(slot)
             }
-            // The engine respects the MTU; a packet beyond it would be dropped on the path anyway.
+            // At its own turn the engine respects the MTU, and immediate answers are short.
             None => f(&mut vec![0; len]),
         }
     }

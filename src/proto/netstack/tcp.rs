@@ -2,12 +2,12 @@
 
 use super::{
     Event, Netstack,
-    flow::{CloseReason, Flow, FlowStats, Queued, ReadState, Turn},
+    flow::{CloseReason, Flow, FlowStats, Queued, REPLY, ReadState, Turn},
     incoming::{IncomingKey, Offer},
 };
 use crate::{
     base::{FlowId, Instant, PeerIx},
-    wire::ip::{FlowKey, Ipv6, MTU, Tcp, TcpFlags},
+    wire::ip::{FlowKey, Ipv6, Tcp, TcpFlags},
 };
 use std::net::{Ipv6Addr, SocketAddrV6};
 
@@ -37,7 +37,7 @@ impl Netstack {
             && flow.peer == peer
         {
             if !flow.is_superseded_by(tcp) {
-                let mut reply = [0; MTU];
+                let mut reply = [0; REPLY];
                 let answer = flow.input(now, packet, tcp, &mut reply);
                 let id = flow.id;
                 if let Some(answer) = answer.and_then(|len| reply.get(..len)) {

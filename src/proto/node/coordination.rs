@@ -152,6 +152,7 @@ impl Node {
                     Gone::Disconnected | Gone::Lost => CloseReason::PeerLost,
                 };
                 self.netstack.reset_peer(now, ix, reason);
+                self.heard.remove(&ix);
                 self.wg.remove_peer(ix);
                 self.relays.remove_peer(&key);
                 self.paths.remove_peer(ix);

@@ -46,10 +46,12 @@ use control::Control;
 use dials::{Dials, Pings};
 use endpoints::{Announcement, Endpoints};
 use peers::Peers;
+use rustc_hash::FxHashMap;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::Ipv6Addr,
+    time::Duration,
 };
 use uuid::Uuid;
 
@@ -84,6 +86,10 @@ pub struct Config {
 /// Longest datagram that is looked at: the largest one of a tunnel is 1,312 bytes long.
 const MAX_DATAGRAM: usize = 2_048;
 
+/// A peer that says something after so long is back from an outage or from sleep. Longer than any round trip, shorter
+/// than the back-off that its flows have reached meanwhile.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// One node; see the module's text.
 pub struct Node {
     role: Role,
@@ -113,6 +119,8 @@ pub struct Node {
     counters: Counters,
     /// When something last went into the tunnel; STUN goes on only for a while after it.
     last_sent: Option<Instant>,
+    /// When each peer was last heard.
+    heard: FxHashMap<PeerIx, Instant>,
     incoming: Box<[u8; MAX_DATAGRAM]>,
     outgoing: Box<[u8; MTU]>,
 }
@@ -152,6 +160,7 @@ impl Node {
             events: VecDeque::new(),
             counters: Counters::default(),
             last_sent: None,
+            heard: FxHashMap::default(),
             incoming: Box::new([0; MAX_DATAGRAM]),
             outgoing: Box::new([0; MTU]),
         }
@@ -209,12 +218,12 @@ impl Node {
             wg::What::Data(len) => {
                 self.counters.data_received.add(via.is_relay());
                 self.counters.bytes_received += len as u64;
-                let Some(ip) = self.incoming.get(..len) else { return };
                 // Only the peer that announced an address speaks for it.
-                if source(ip).and_then(|source| self.peers.at(&source)) == Some(peer) {
-                    self.netstack.handle_packet(now, peer, ip);
-                } else {
-                    self.counters.drops.foreign_source += 1;
+                match self.incoming.get(..len) {
+                    Some(ip) if source(ip).and_then(|source| self.peers.at(&source)) == Some(peer) => {
+                        self.netstack.handle_packet(now, peer, ip);
+                    }
+                    _ => self.counters.drops.foreign_source += 1,
                 }
             }
             wg::What::Initiation => {
@@ -225,6 +234,11 @@ impl Node {
             }
             wg::What::Response | wg::What::Cookie => self.settle(now),
             wg::What::Keepalive => {}
+        }
+        let before = self.heard.insert(peer, now);
+        if before.is_some_and(|before| now - before >= SILENCE) {
+            // The peer is back. What was sent into its silence is not worth a backed-off timer.
+            self.netstack.kick_peer(now, peer);
         }
     }
 

@@ -32,6 +32,16 @@ impl Node {
     pub fn handle_relay_up(&mut self, now: Instant, region: RegionId) {
         self.relays.handle_up(now, region);
         self.update_routes();
+        let through: Vec<PeerIx> = self
+            .peers
+            .iter()
+            .map(|(ix, _)| ix)
+            .filter(|ix| matches!(self.paths.state(*ix).1, Some(Lane::Relay { region: used, .. }) if used == region))
+            .collect();
+        for ix in through {
+            self.netstack.kick_peer(now, ix);
+            self.wg.retry_handshake(now, ix);
+        }
         self.settle(now);
     }
 
@@ -85,7 +95,9 @@ impl Node {
             while let Some(event) = self.wg.poll_event() {
                 quiet = false;
                 match event {
-                    wg::Event::SessionUp { .. } | wg::Event::GaveUp { .. } => {}
+                    // The peer is back after a silence: what was sent into it is not worth waiting for.
+                    wg::Event::SessionUp { peer } => self.netstack.kick_peer(now, peer),
+                    wg::Event::GaveUp { .. } => {}
                 }
             }
             while let Some((ix, bytes, kind)) = self.wg.poll_transmit() {

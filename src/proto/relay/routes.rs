@@ -451,6 +451,22 @@ mod tests {
     }
 
     #[test]
+    fn no_more_routes_are_learned_than_fit() {
+        let mut r = relays();
+        r.set_home(secs(0), id(1));
+        r.handle_up(secs(0), id(1));
+        let peer = |n: usize| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            NodeKey::from(key)
+        };
+        assert!((0..MAX_ROUTES).all(|n| r.handle_packet(id(1), peer(n))));
+        assert!(!r.handle_packet(id(1), peer(MAX_ROUTES)));
+        r.remove_peer(&peer(0));
+        assert!(r.handle_packet(id(1), peer(MAX_ROUTES)));
+    }
+
+    #[test]
     fn a_learned_route_goes_with_its_connection_or_when_the_relay_says_so() {
         let mut r = relays();
         let peer = NodeKey::from(PEER);

@@ -197,3 +197,48 @@ fn a_token_that_could_not_be_asked_for_is_asked_for_later() {
     assert_eq!(asked.len(), 2);
     assert!(asked[1] - asked[0] > Duration::from_secs(60), "not at the first time");
 }
+
+#[test]
+fn a_slow_reader_of_relay_maps_gets_the_newest_only() {
+    let mut client = ClientSession::new(ClientRole::Client, START);
+    let mut server = ServerSession::new(ServerRole::Client, START);
+    let map = |n: i64| {
+        let region = tailnet::Region { region_name: "x".repeat(300_000), region_id: n, ..Default::default() };
+        tailnet::DerpMap { regions: [(1, region)].into(), ..Default::default() }
+    };
+    let (mut up, mut held) = (Vec::new(), Vec::new());
+    client.poll_output(&mut up);
+    server.handle_bytes(START, &up);
+    for n in 1..10 {
+        server.send_relay_map(&map(n));
+        server.poll_output(&mut held);
+    }
+    let mut seen = Vec::new();
+    while !held.is_empty() {
+        client.handle_bytes(START, &held);
+        while let Some(event) = client.poll_event() {
+            if let ClientEvent::RelayMap(map) = event {
+                seen.push(map.regions[&1].region_id);
+            }
+        }
+        up.clear();
+        client.poll_output(&mut up);
+        server.handle_bytes(START, &up);
+        held.clear();
+        server.poll_output(&mut held);
+    }
+    assert_eq!(seen, [1, 9]);
+}
+
+#[test]
+fn a_second_request_on_a_unary_call_is_passed_over() {
+    let mut server = ServerSession::new(ServerRole::Client, START);
+    let mut yamux = Yamux::client();
+    let id = yamux.open().unwrap();
+    yamux.write(id, &[0x03, 1, 1, 2, b'/', b'x', 0x05, 1, 2, 0, 0x05, 1, 3, 0]).unwrap();
+    let mut up = Vec::new();
+    yamux.poll_output(&mut up);
+    server.handle_bytes(START, &up);
+    let asked = std::iter::from_fn(|| server.poll_event()).filter(|e| matches!(e, ServerEvent::Call { .. }));
+    assert_eq!(asked.count(), 1);
+}

@@ -215,3 +215,28 @@ fn a_number_that_the_peer_took_from_us_is_passed_over() {
     server.handle_bytes(&hex::decode("000100010000000200000000").unwrap()).unwrap();
     assert_eq!(server.open(), Ok(StreamId(4)));
 }
+
+#[test]
+fn what_a_reset_stream_had_queued_makes_room_for_others() {
+    let mut client = Session::client();
+    let (first, second) = (client.open().unwrap(), client.open().unwrap());
+    client.write(first, &vec![0; MAX_QUEUED]).unwrap();
+    assert_eq!(client.write(second, b"x"), Err(Refused::Full));
+    client.handle_bytes(&hex::decode("000100080000000100000000").unwrap()).unwrap();
+    assert_eq!(client.read_state(first), ReadState::Reset);
+    assert_eq!(client.write(second, b"x"), Ok(()));
+    client.close(NOW, first);
+    assert_eq!(client.queued, 1);
+}
+
+#[test]
+fn what_arrives_on_a_closed_stream_is_dropped() {
+    let (mut client, mut server) = pair();
+    let id = client.open().unwrap();
+    carry(&mut client, &mut server);
+    server.close(NOW, id);
+    client.write(id, b"too late").unwrap();
+    carry(&mut client, &mut server);
+    assert_eq!(server.poll_ready(), None);
+    assert_eq!(server.readable(id), b"");
+}

@@ -4,6 +4,7 @@
 //! the engine lacks: retransmission at once when a path has changed, recovery of several losses without waiting for
 //! the timer, a repeated SYN-ACK for a repeated SYN, a user timeout that survives a suspended host.
 
+mod again;
 mod owner;
 mod repair;
 mod window;
@@ -43,6 +44,9 @@ const BACKLOG: usize = 64 * 1024;
 const WRITABLE: usize = 16 * 1024;
 /// IPv6 and TCP headers without options.
 const HEADERS: usize = IPV6_HEADER + 20;
+
+/// Room for an immediate answer of the engine: headers with options, never data.
+pub(super) const REPLY: usize = 128;
 
 /// Why a connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -252,7 +256,7 @@ impl Flow {
         if flow.tcp().listen(local).is_err() {
             flow.end = Some(CloseReason::Refused);
         }
-        let mut reply = [0; MTU];
+        let mut reply = [0; REPLY];
         if let Ok(ip) = Ipv6::parse(syn)
             && let Ok(tcp) = Tcp::parse(ip.payload)
         {
@@ -323,7 +327,7 @@ impl Flow {
     }
 
     /// Takes in a packet for this flow; the length of an immediate answer that lies in `reply`, if there is one.
-    pub(super) fn input(&mut self, now: Instant, packet: &[u8], tcp: &Tcp<'_>, reply: &mut [u8; MTU]) -> Option<usize> {
+    pub(super) fn input(&mut self, now: Instant, packet: &[u8], tcp: &Tcp<'_>, reply: &mut [u8; REPLY]) -> Option<usize> {
         if self.end.is_some() {
             return None;
         }
@@ -402,7 +406,7 @@ impl Flow {
             && !self.is_opening()
     }
 
-    fn repeat_syn(&mut self, reply: &mut [u8; MTU]) -> Option<usize> {
+    fn repeat_syn(&mut self, reply: &mut [u8; REPLY]) -> Option<usize> {
         let to = reply.get_mut(..self.syn.len())?;
         to.copy_from_slice(&self.syn);
         self.stats.syns += u32::from(!self.syn.is_empty());
@@ -433,85 +437,6 @@ impl Flow {
         }
     }
 
-    /// Has the engine repair losses that it would leave to its timer.
-    fn watch_acks(&mut self, now: Instant, tcp: &Tcp<'_>, una_before: u32) {
-        if self.end.is_some() || self.is_opening() || !tcp.flags.has(TcpFlags::ACK) {
-            return;
-        }
-        let flight = self.flight();
-        let is_duplicate = tcp.payload.is_empty() && tcp.ack == flight.una;
-        if is_duplicate && let Some(block) = TcpOptions::parse(tcp.options).sack[0] {
-            self.repair.handle_sack(block);
-        }
-        let again = self.repair.handle_ack(now, una_before, flight, is_duplicate);
-        if let Some(rtt) = self.repair.measured() {
-            self.window.add_sample(now, rtt);
-        }
-        if before(una_before, flight.una) {
-            let acked = flight.una.wrapping_sub(una_before) as usize;
-            let total = self.stats.written - self.view().send_queue() as u64;
-            self.window.handle_ack(now, flight.una, flight.max, acked, total);
-        }
-        if self.starts_over && !self.repair.is_starting_over() {
-            self.starts_over = false;
-            self.tcp().set_congestion_control(CongestionControl::None);
-        }
-        self.send_again(now, again);
-    }
-
-    fn flight(&self) -> Flight {
-        Flight { una: self.una(), max: self.snd_max }
-    }
-
-    fn send_again(&mut self, now: Instant, again: Option<Again>) {
-        if again == Some(Again::All) && !self.starts_over {
-            self.starts_over = true;
-            self.tcp().set_congestion_control(CongestionControl::Cubic);
-            let in_flight = self.in_flight() as usize;
-            self.window.handle_congestion(now, in_flight);
-        }
-        if again != Some(Again::First) {
-            // To start over, the engine gets its next turn at the time of its own timer, see `engine_time`.
-            return;
-        }
-        if self.view().send_queue() > 0 {
-            self.send_first_again(now);
-        } else {
-            // A lone FIN is sent again by the engine's timer only.
-            self.repair.start_over();
-        }
-    }
-
-    /// Makes the engine send the first unacknowledged segment at its next turn, by telling it three times more what
-    /// the peer has acknowledged last. An ACK with another window first ends whatever it has counted so far.
-    fn send_first_again(&mut self, now: Instant) {
-        let Some(window) = self.peer_window else { return };
-        let steps: &[u16] = match window {
-            // A closed window is probed: the peer's answer tells its real one.
-            0 => &[1],
-            1 => &[2, 1, 1, 1, 1],
-            _ => &[window - 1, window, window, window, window],
-        };
-        let (ack, seq) = (self.una(), self.rcv_nxt());
-        let (mut packet, mut scratch) = (Vec::with_capacity(HEADERS), [0; 128]);
-        for window in steps {
-            packet.clear();
-            let tcp = Tcp {
-                src_port: self.key.remote_port,
-                dst_port: self.key.local_port,
-                seq,
-                ack,
-                flags: TcpFlags::ACK,
-                window: *window,
-                options: &[],
-                payload: &[],
-            };
-            tcp.write(Ipv6Addr::from_bits(self.key.remote), Ipv6Addr::from_bits(self.key.local), &mut packet);
-            let mut port = Port::new(Some(&packet), &mut scratch);
-            self.iface.poll_ingress_single(smol(now), &mut port, &mut self.sockets);
-        }
-    }
-
     /// A bare segment of ours.
     fn write_bare(&self, seq: u32, flags: TcpFlags, out: &mut Vec<u8>) {
         let tcp = Tcp {
@@ -525,45 +450,6 @@ impl Flow {
             payload: &[],
         };
         tcp.write(Ipv6Addr::from_bits(self.key.local), Ipv6Addr::from_bits(self.key.remote), out);
-    }
-
-    /// Sends at once again what is unacknowledged: the path has changed, and what was in flight may be lost. Segments
-    /// with data follow at the flow's next turn; the SYN, which the engine leaves to its timer, goes to `out`.
-    pub(super) fn kick(&mut self, now: Instant, out: &mut Vec<u8>) {
-        if self.end.is_some() {
-            return;
-        }
-        if self.is_opening() {
-            out.extend_from_slice(&self.syn);
-            self.stats.syns += u32::from(!self.syn.is_empty());
-            self.stats.kicks += u32::from(!self.syn.is_empty());
-            self.syn_sent = None;
-            return;
-        }
-        self.window.handle_path_change();
-        let again = self.repair.handle_path_change(now, self.flight());
-        self.send_again(now, again);
-        let closed = self.peer_window == Some(0) && self.view().send_queue() > 0;
-        if again.is_none() && closed {
-            self.send_first_again(now);
-        }
-        self.stats.kicks += u32::from(again.is_some() || closed);
-    }
-
-    /// Lets time pass.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if self.end.is_some() {
-            return;
-        }
-        if !self.is_opening() {
-            let (again, is_timeout) = self.repair.handle_timeout(now, self.flight());
-            self.stats.timeouts += u32::from(is_timeout);
-            self.stats.probes += u32::from(again.is_some() && !is_timeout);
-            self.send_again(now, again);
-        }
-        if self.repair.is_silent(now, USER_TIMEOUT, USER_TIMEOUT_TRIES) {
-            self.end = Some(CloseReason::TimedOut);
-        }
     }
 
     /// One turn of sending: at most one packet into `buf`.
@@ -606,15 +492,6 @@ impl Flow {
             }
         }
         Some(Emitted { len, expects_answer: takes_space })
-    }
-
-    /// The time that the engine is told at its turn: when everything must be sent again, that of its own timer.
-    fn engine_time(&mut self, now: Instant) -> time::Instant {
-        let now = smol(now);
-        if self.repair.asked() != Some(Again::All) {
-            return now;
-        }
-        self.iface.poll_at(now, &self.sockets).map_or(now, |at| at.max(now))
     }
 
     fn note_syn(&mut self, now: Instant, seq: u32, packet: &[u8]) {

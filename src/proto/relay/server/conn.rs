@@ -80,10 +80,6 @@ impl RelayConn {
         self.key
     }
 
-    pub(super) fn into_key(self) -> Option<NodeKey> {
-        self.key
-    }
-
     /// Takes bytes off the stream, cut anywhere. Afterwards, wake what [`Registry::poll_ready`] names.
     ///
     /// # Errors

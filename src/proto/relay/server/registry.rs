@@ -212,14 +212,17 @@ impl Registry {
         outbox.ready
     }
 
-    /// Takes a connection out. When it was the last one with its key, those who got packets from it are told.
+    /// Takes a connection out; nothing is asked of it any more. When it was the last one with its key, those who got packets from it are told.
     pub fn close(&mut self, conn: RelayConn) {
-        let id = conn.id();
+        self.forget(conn.id(), conn.key());
+    }
+
+    fn forget(&mut self, id: ConnId, key: Option<NodeKey>) {
         if self.outbox(id).is_some() {
             self.outboxes.remove(id.slot);
         }
         self.epoch += 1;
-        let Some(key) = conn.into_key() else { return };
+        let Some(key) = key else { return };
         let Some(client) = self.clients.get_mut(&key) else { return };
         client.conns.retain(|other| *other != id);
         if !client.conns.is_empty() {
@@ -342,5 +345,55 @@ impl Registry {
         {
             self.ready.push_back(id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u64) -> NodeKey {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&n.to_be_bytes());
+        key.into()
+    }
+
+    /// A connection that has proven its key.
+    fn join(registry: &mut Registry, n: u64) -> ConnId {
+        let id = registry.open(Instant::ZERO).id();
+        registry.login(id, key(n));
+        id
+    }
+
+    fn leave(registry: &mut Registry, id: ConnId, n: u64) {
+        registry.forget(id, Some(key(n)));
+    }
+
+    fn registry() -> Registry {
+        Registry::new(RelaySecret::from_random([7; 32]), Rng::from_u64(1))
+    }
+
+    #[test]
+    fn receivers_that_left_are_not_remembered_for_ever() {
+        let mut registry = registry();
+        let sender = join(&mut registry, 0);
+        for n in 1..1_000 {
+            let receiver = join(&mut registry, n);
+            registry.deliver(Instant::ZERO, sender, &key(0), &mut None, &key(n), b"x");
+            leave(&mut registry, receiver, n);
+        }
+        assert!(registry.clients[&key(0)].sent_to.len() < 40);
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_kept_a_bounded_number_of_notices() {
+        let mut registry = registry();
+        join(&mut registry, 0);
+        for n in 1..2_000 {
+            let sender = join(&mut registry, n);
+            registry.deliver(Instant::ZERO, sender, &key(n), &mut None, &key(0), b"x");
+            leave(&mut registry, sender, n);
+        }
+        assert_eq!(registry.counters().dropped_notices, 1_999 - MAX_NOTICES as u64);
     }
 }

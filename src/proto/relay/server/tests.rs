@@ -237,6 +237,10 @@ fn packets_go_to_whoever_of_the_duplicates_connected_or_spoke_last() {
     }
     world.packet(1, "C", "A", b"to the newest");
     assert_eq!(world.output("A2"), [got("C", b"to the newest")]);
+    world.join("A3", "A");
+    world.packet(1, "C", "A", b"to one newer still");
+    assert_eq!(world.output("A3"), [got("C", b"to one newer still")]);
+    world.leave("A3");
     world.send(2, "A1", &Frame::NotePreferred(true)).unwrap();
     world.packet(3, "C", "A", b"to the speaker");
     assert_eq!(world.output("A1"), [got("C", b"to the speaker")]);
@@ -245,6 +249,29 @@ fn packets_go_to_whoever_of_the_duplicates_connected_or_spoke_last() {
     world.packet(4, "C", "A", b"to the one left");
     assert_eq!(world.output("A2"), [got("C", b"to the one left")]);
     assert!(world.output("C").is_empty());
+}
+
+#[test]
+fn a_sender_of_disco_is_told_at_once_that_its_receiver_has_left() {
+    let mut world = World::new();
+    world.join("A", "A");
+    world.join("C", "C");
+    world.packet(1, "A", "C", &disco_packet());
+    world.leave("C");
+    world.packet(1, "A", "C", &disco_packet());
+    assert_eq!(world.output("A"), [told("C", "NotHere")]);
+}
+
+#[test]
+fn whoever_takes_the_place_of_a_receiver_is_not_told_of_its_senders() {
+    let mut world = World::new();
+    world.join("A", "A");
+    world.join("C", "C");
+    world.packet(1, "A", "C", b"x");
+    world.leave("C");
+    world.join("M", "M");
+    world.leave("A");
+    assert!(world.output("M").is_empty());
 }
 
 #[test]
