@@ -212,7 +212,8 @@ impl Registry {
         outbox.ready
     }
 
-    /// Takes a connection out; nothing is asked of it any more. When it was the last one with its key, those who got packets from it are told.
+    /// Takes a connection out, which is of no more use. When it was the last one with its key, those who got packets from it
+    /// are told.
     pub fn close(&mut self, conn: RelayConn) {
         self.forget(conn.id(), conn.key());
     }
