@@ -67,11 +67,58 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of a file: no comments, and nothing from its first unit-test module on.
-fn code(path: &Path) -> String {
+/// The code of a file at `relative`: no comments, nothing from its first unit-test module on, and behind it every path that
+/// a `use` tree names, written out and seen from the crate's root.
+fn code(path: &Path, relative: &str) -> String {
     let text = fs::read_to_string(path).unwrap();
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    let mut text = text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let paths: Vec<String> =
+        text.split("use ").skip(1).filter_map(|u| u.split_once(';')).flat_map(|(tree, _)| written_out(tree)).collect();
+    let mut module: Vec<&str> = relative.trim_end_matches(".rs").split('/').collect();
+    module.pop_if(|last| *last == "mod");
+    for path in paths {
+        text.push_str("\nuse ");
+        text.push_str(&from_root(&path, &module));
+        text.push(';');
+    }
+    text
+}
+
+/// The paths of a `use` tree: `a::{b, c::{d}}` names `a::b` and `a::c::d`.
+fn written_out(tree: &str) -> Vec<String> {
+    let tree: String = tree.chars().filter(|c| !c.is_whitespace()).collect();
+    let Some((head, rest)) = tree.split_once('{') else { return vec![tree] };
+    let mut depth = 0;
+    let parts = rest.trim_end_matches('}').len();
+    let inner = &rest[..parts + rest[parts..].len().saturating_sub(1)];
+    inner
+        .split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        })
+        .filter(|part| !part.is_empty())
+        .flat_map(written_out)
+        .map(|path| format!("{head}{path}"))
+        .collect()
+}
+
+/// A path with its `self` and `super` resolved in `module`.
+fn from_root(path: &str, module: &[&str]) -> String {
+    let mut at = module.to_vec();
+    let mut rest = path;
+    loop {
+        if let Some(after) = rest.strip_prefix("super::") {
+            at.pop();
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("self::") {
+            rest = after;
+        } else if rest == path {
+            return path.to_owned();
+        } else {
+            return format!("crate::{}::{rest}", at.join("::"));
+        }
+    }
 }
 
 /// Whether `text` names the crate or path `name` as a whole word.
@@ -94,7 +141,7 @@ fn breaches() -> Vec<String> {
     let mut found = Vec::new();
     for path in files {
         let relative = path.strip_prefix(&src).unwrap().to_str().unwrap().replace('\\', "/");
-        let text = code(&path);
+        let text = code(&path, &relative);
         let mut forbid = |name: &str, why: &str| {
             if names(&text, name) {
                 found.push(format!("{relative} names {name}: {why}"));
@@ -116,7 +163,6 @@ fn breaches() -> Vec<String> {
         if let Some(engine) = ENGINES.iter().find(|e| relative.starts_with(&format!("proto/{e}"))) {
             for other in ENGINES.iter().filter(|e| *e != engine).chain(&["node"]) {
                 forbid(&format!("proto::{other}"), "engines meet only in proto::node");
-                forbid(&format!("super::super::{other}"), "engines meet only in proto::node");
             }
         }
         for (library, rooms) in ROOMS {
@@ -132,6 +178,17 @@ fn breaches() -> Vec<String> {
 fn no_file_breaches_the_layers() {
     let found = breaches();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_check_sees_through_use_trees() {
+    assert_eq!(
+        written_out("crate::{base::X, driver::{clock, dns::resolve}}"),
+        ["crate::base::X", "crate::driver::clock", "crate::driver::dns::resolve"]
+    );
+    assert_eq!(written_out("std::{fs, io::{self, Read}}"), ["std::fs", "std::io::self", "std::io::Read"]);
+    assert_eq!(from_root("super::super::path::Paths", &["proto", "wg", "peer"]), "crate::proto::path::Paths");
+    assert_eq!(from_root("super::peer::Peer", &["proto", "wg", "peer"]), "crate::proto::wg::peer::Peer");
 }
 
 #[test]

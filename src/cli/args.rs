@@ -2,7 +2,7 @@
 
 use crate::driver::http::Token;
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Work with remote workspaces over an encrypted network inside this process.
 #[derive(Debug, Parser)]
@@ -56,6 +56,24 @@ fn go_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A header as it was typed. Its value is often a secret, so `Debug` shows nothing of it.
+#[derive(Clone)]
+pub(super) struct Header(pub(super) String);
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Header(..)")
+    }
+}
+
+impl std::str::FromStr for Header {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
@@ -70,10 +88,10 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "CODER_CONFIG_DIR", value_name = "DIR")]
     pub(super) global_config: Option<PathBuf>,
     /// Extra HTTP header NAME=VALUE on every request, relays included; may be repeated
-    #[arg(long, global = true, env = "CODER_HEADER", value_name = "NAME=VALUE", value_delimiter = ',')]
-    pub(super) header: Vec<String>,
+    #[arg(long, global = true, env = "CODER_HEADER", value_name = "NAME=VALUE", value_delimiter = ',', hide_env_values = true)]
+    pub(super) header: Vec<Header>,
     /// Program whose output gives more headers, one NAME=VALUE a line
-    #[arg(long, global = true, env = "CODER_HEADER_COMMAND", value_name = "COMMAND")]
+    #[arg(long, global = true, env = "CODER_HEADER_COMMAND", hide_env_values = true, value_name = "COMMAND")]
     pub(super) header_command: Option<String>,
     /// Log what happens to standard error
     #[arg(short, long, global = true, env = "CODER_VERBOSE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
@@ -180,7 +198,7 @@ pub(super) struct Ssh {
           default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) tty: bool,
     /// Environment variable NAME=VALUE of the session; may be repeated
-    #[arg(short, long, env = "CODER_SSH_ENV", value_name = "NAME=VALUE", value_delimiter = ',')]
+    #[arg(short, long, env = "CODER_SSH_ENV", hide_env_values = true, value_name = "NAME=VALUE", value_delimiter = ',')]
     pub(super) env: Vec<String>,
     /// Prefix that is cut from the workspace argument
     #[arg(long, env = "CODER_SSH_SSH_HOST_PREFIX", value_name = "PREFIX")]
@@ -330,7 +348,7 @@ mod tests {
 
     #[test]
     fn no_secret_shows_when_the_command_line_is_printed() {
-        let cli = parse("coder --token hunter2-hunter2 agent --agent-token hunter2").unwrap();
+        let cli = parse("coder --token hunter2-hunter2 --header X=hunter2 agent --agent-token hunter2").unwrap();
         assert!(!format!("{cli:?}").contains("hunter2"));
     }
 }

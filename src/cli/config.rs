@@ -24,10 +24,6 @@ impl ConfigDir {
         Ok(Self(strategy.config_dir().join("coderv2")))
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
     fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
         let path = self.0.join(name);
         match fs::read_to_string(&path) {
@@ -78,9 +74,9 @@ mod tests {
         assert_eq!(config.url().unwrap(), None);
         config.store("http://localhost:3000", &Token::new("abc-def")).unwrap();
         assert_eq!(config.session().unwrap().unwrap().expose(), "abc-def");
-        let mode = |name: &str| fs::metadata(config.path().join(name)).unwrap().permissions().mode() & 0o777;
+        let mode = |name: &str| fs::metadata(config.0.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("url"), mode("session")), (0o600, 0o600));
-        fs::write(config.path().join("url"), " http://example.com \n").unwrap();
+        fs::write(config.0.join("url"), " http://example.com \n").unwrap();
         assert_eq!(config.url().unwrap().as_deref(), Some("http://example.com"));
     }
 }

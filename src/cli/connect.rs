@@ -1,7 +1,7 @@
 //! From a name to a tunnel, as a graph: whatever does not wait for something else runs beside it (DESIGN §3.12).
 //!
-//! Needed before the dial are the agent's id and the relay map; both are asked for at once. With the map the relay, STUN
-//! and the UDP sockets start, with the id the control socket, and the first SYN leaves as soon as the tunnel can carry it.
+//! Needed before the dial are the agent's id and the relay map; both are asked for at once. With them the relay, STUN, the
+//! UDP sockets and the control socket start together, and the first SYN leaves as soon as the tunnel can carry it.
 
 use super::{
     deployment::{Deployment, explain},
@@ -56,7 +56,9 @@ impl Tunnel {
         let client = &deployment.client;
         let lookup = async {
             let workspace = client.workspace(&target.owner, &target.workspace).await.map_err(|e| match e.status() {
-                Some(404) => anyhow!("there is no workspace {:?} that you may see: {e}", target.workspace),
+                Some(400 | 404) => {
+                    anyhow!("there is no workspace {:?} of {:?} that you may see: {e}", target.workspace, target.owner)
+                }
                 _ => explain(e),
             })?;
             let agent = pick_agent(&workspace, target.agent.as_deref())?.clone();

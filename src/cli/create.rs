@@ -29,9 +29,10 @@ pub(super) async fn user(global: &Global, command: &UsersCommand) -> anyhow::Res
     let deployment = Deployment::open(global)?;
     let made = deployment.client.create_user(name).await.map_err(refused)?;
     output::line(&format!(
-        "User {} was made. The token is shown only now:\n\n  {}\n\nLog in with: coder login <url> --token <token>",
+        "User {} was made. The token is shown only now:\n\n  {}\n\nLog in with 'coder login {url}' and paste it.",
         made.user.username,
         made.session_token.expose(),
+        url = deployment.url,
     ))?;
     Ok(0)
 }

@@ -47,8 +47,9 @@ impl Deployment {
 /// The extra headers of the flags and of the header command (`cli.md` §1.4), which runs once a process.
 pub(super) fn headers(global: &Global, url: &str) -> anyhow::Result<Vec<(String, String)>> {
     let mut headers = Vec::new();
-    for header in &global.header {
-        headers.push(split(header).with_context(|| format!("--header {header:?} is not of the form NAME=VALUE"))?);
+    for (at, header) in global.header.iter().enumerate() {
+        // The text itself may hold a secret.
+        headers.push(split(&header.0).with_context(|| format!("--header number {} is not of the form NAME=VALUE", at + 1))?);
     }
     if let Some(command) = global.header_command.as_deref().filter(|c| !c.is_empty()) {
         let output =
@@ -95,7 +96,8 @@ mod tests {
     #[test]
     fn a_bad_header_setting_is_named() {
         let text = |line: &[&str]| format!("{:#}", headers(&global(line), "http://h").unwrap_err());
-        assert!(text(&["--header", "nope"]).contains("\"nope\""));
+        let error = text(&["--header", "A=b", "--header", "Authorization: hunter2"]);
+        assert!(error.contains("number 2") && !error.contains("hunter2"), "{error}");
         assert!(text(&["--header-command", "exit 3"]).contains("exit status: 3"));
         assert!(text(&["--header-command", "echo nope"]).contains("without \"=\""));
     }

@@ -46,11 +46,18 @@ pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
 fn with_scheme(address: &str) -> String {
     if address.contains("://") {
         address.to_owned()
-    } else if address.starts_with("localhost") {
+    } else if is_this_machine(address) {
         format!("http://{address}")
     } else {
         format!("https://{address}")
     }
+}
+
+/// Whether an address without scheme names this machine, so that nothing leaves it in clear.
+fn is_this_machine(address: &str) -> bool {
+    let authority = address.split('/').next().unwrap_or_default();
+    let host = if authority.starts_with('[') { authority.split_inclusive(']').next() } else { authority.split(':').next() };
+    matches!(host, Some("localhost" | "127.0.0.1" | "[::1]"))
 }
 
 /// Reads a token: hidden from a terminal, else one line of standard input.
@@ -76,6 +83,8 @@ mod tests {
     fn a_bare_host_means_https_except_on_this_machine() {
         assert_eq!(with_scheme("coder.example.com"), "https://coder.example.com");
         assert_eq!(with_scheme("localhost:3000"), "http://localhost:3000");
+        assert_eq!(with_scheme("[::1]:3000/x"), "http://[::1]:3000/x");
+        assert_eq!(with_scheme("localhost.example.com"), "https://localhost.example.com");
         assert_eq!(with_scheme("http://127.0.0.1:3000"), "http://127.0.0.1:3000");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     net::{PathState, PingKind},
     server::{Config, Running, StunAddress},
 };
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
@@ -55,9 +55,10 @@ async fn use_it(running: &Running, login: std::path::PathBuf, global: &Global, c
     let global = Global { url: None, token: None, global_config: Some(login.clone()), ..global.clone() };
     let deployment = Deployment::open(&global)?;
     let target = Target::parse(DEV_WORKSPACE, &HostNames::default());
+    let direct = !global.disable_direct_connections;
     if !command.is_empty() {
         let quoted: Vec<_> = command.iter().map(|word| quote(word)).collect();
-        return ssh::open(&deployment, &target, Some(quoted.join(" "))).await;
+        return ssh::open(&deployment, &target, direct, Some(quoted.join(" "))).await;
     }
     output::note(&format!(
         "A server and an agent run in a temporary folder. As long as they do, another terminal gets a shell with:\n\n  \
@@ -66,40 +67,43 @@ async fn use_it(running: &Running, login: std::path::PathBuf, global: &Global, c
         server::own_binary()?.display()
     ));
     if Terminals::of_process().input {
-        return ssh::open(&deployment, &target, None).await;
+        return ssh::open(&deployment, &target, direct, None).await;
     }
-    show(&deployment, &target, !global.disable_direct_connections).await
+    show(&deployment, &target, direct).await
 }
 
 /// Without a terminal and a command: how long the tunnel took by relay and directly, and a ping.
 async fn show(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
     let started = clock::now();
     let tunnel = Tunnel::open(deployment, target, direct).await?;
-    let stream = tunnel.dial(SSH_PORT).await?;
-    output::line(&format!("connected to the agent's SSH port in {}", rounded(clock::now() - started)))?;
     let mut path = tunnel.tailnet.watch_path(tunnel.address).await?;
-    let upgrade = async {
+    let ways = async {
+        let mut by_relay = false;
         loop {
             let state = path.borrow_and_update().map(|p| p.state);
-            match state {
-                Some(PathState::Direct) => return Ok(()),
-                Some(PathState::Relay) if !direct => return Ok(()),
-                _ => path.changed().await.context("the tunnel ended")?,
+            let after = rounded(clock::now() - started);
+            if state == Some(PathState::Relay) && !by_relay {
+                by_relay = true;
+                output::line(&format!("by relay after {after}"))?;
             }
+            if state == Some(PathState::Direct) {
+                output::line(&format!("direct after {after}"))?;
+            }
+            if state == Some(if direct { PathState::Direct } else { PathState::Relay }) {
+                return anyhow::Ok(());
+            }
+            path.changed().await.context("the tunnel ended")?;
         }
     };
-    match tokio::time::timeout(DIRECT_LIMIT, upgrade).await {
-        Ok(done) => done.map_err(|e: anyhow::Error| e)?,
-        Err(_) => bail!("the tunnel did not become direct within {} s", DIRECT_LIMIT.as_secs()),
-    }
-    if direct {
-        output::line(&format!("direct after {}", rounded(clock::now() - started)))?;
-    }
-    let pong = tunnel
-        .tailnet
-        .ping(tunnel.address, PingKind::Disco, Duration::from_secs(5))
-        .await
-        .context("the agent did not answer a ping")?;
+    let dial = async {
+        let stream = tunnel.dial(SSH_PORT).await?;
+        Ok((stream, clock::now() - started))
+    };
+    let shown = async { tokio::time::timeout(DIRECT_LIMIT, ways).await.context("the tunnel did not become direct in time")? };
+    let ((stream, connected), ()) = tokio::try_join!(dial, shown)?;
+    output::line(&format!("connected to the agent's SSH port after {}", rounded(connected)))?;
+    let pong = tunnel.tailnet.ping(tunnel.address, PingKind::Disco, Duration::from_secs(5)).await;
+    let pong = pong.context("the agent did not answer a ping")?;
     output::line(&format!("pong from {target} {} in {}", way(&tunnel, &pong), rounded(pong.latency)))?;
     drop(stream);
     tunnel.close().await;

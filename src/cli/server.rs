@@ -59,9 +59,7 @@ fn greet(running: &Running, dev_login: Option<PathBuf>) -> anyhow::Result<()> {
             dir.display()
         ))?);
     }
-    output::line(&format!(
-        "The first user's token is in {token}. Log in with:\n\n  coder login {url} --use-token-as-session --token \"$(cat {token})\"\n"
-    ))?;
+    output::line(&format!("The first user's token is in {token}. Log in with:\n\n  coder login {url} < {token}\n"))?;
     Ok(())
 }
 

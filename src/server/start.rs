@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     base::RegionId,
+    driver::http::without_secrets,
     wire::derp::{Region, RelayMap, RelayNode},
 };
 use std::{
@@ -284,7 +285,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 fn access_url(text: &str) -> Result<Url, StartError> {
-    let refuse = |why: String| StartError::AccessUrl { url: text.to_owned(), why };
+    let refuse = |why: String| StartError::AccessUrl { url: without_secrets(text).to_owned(), why };
     let url = Url::parse(text).map_err(|error| refuse(error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(refuse("its scheme is neither http nor https".to_owned()));

@@ -63,9 +63,9 @@ fn terminal_for(wanted: bool) -> Option<(terminal::Size, String)> {
 }
 
 /// What `coder quickstart` asks: a shell at this terminal, or a command.
-pub(super) async fn open(deployment: &Deployment, target: &Target, command: Option<String>) -> anyhow::Result<u8> {
+pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool, command: Option<String>) -> anyhow::Result<u8> {
     let terminal = terminal_for(command.is_none() && Terminals::of_process().input);
-    interactive(deployment, target, true, Request { command, terminal, env: Vec::new() }).await
+    interactive(deployment, target, direct, Request { command, terminal, env: Vec::new() }).await
 }
 
 /// Runs one session with the streams of this process.

@@ -283,14 +283,15 @@ fn signal_number(signal: &Sig) -> i32 {
         Sig::PIPE => 13,
         Sig::ALRM => 14,
         Sig::TERM => 15,
-        Sig::Custom(name) => match name.as_str() {
+        // Names beyond the RFC carry a domain (RFC 4250 §4.6.1); an unnamed signal comes as its number.
+        Sig::Custom(name) => match name.split('@').next().unwrap_or_default() {
             "TRAP" => 5,
             "BUS" => 7,
             "USR2" => 12,
             "XCPU" => 24,
             "XFSZ" => 25,
             "SYS" => 31,
-            _ => 0,
+            number => number.parse().unwrap_or(0),
         },
     }
 }
@@ -303,6 +304,8 @@ mod tests {
     fn exit_codes_are_those_of_a_shell() {
         assert_eq!(Ending::Status(7).exit_code(), 7);
         assert_eq!(Ending::Signal(signal_number(&Sig::KILL)).exit_code(), 137);
+        assert_eq!(Ending::Signal(signal_number(&Sig::Custom("BUS@openssh.com".into()))).exit_code(), 135);
+        assert_eq!(Ending::Signal(signal_number(&Sig::Custom("34@openssh.com".into()))).exit_code(), 162);
         assert_eq!(Ending::Lost(String::new()).exit_code(), 255);
         assert_eq!(Ending::Status(256 + 3).exit_code(), 3);
     }

@@ -459,8 +459,15 @@ fn late(url: &Url, after: Duration) -> HttpError {
     HttpError::Timeout { host: host_of(url), after }
 }
 
+/// A URL as far as it may be shown: without user, password, query and fragment, however broken it is.
+#[must_use]
+pub fn without_secrets(text: &str) -> &str {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    text.rsplit('@').next().unwrap_or_default()
+}
+
 fn parse_base(text: &str) -> Result<Url, HttpError> {
-    let bad = || HttpError::Url(text.split('?').next().unwrap_or_default().to_owned());
+    let bad = || HttpError::Url(without_secrets(text).to_owned());
     let mut url = Url::parse(text.trim()).map_err(|_| bad())?;
     let usable = matches!(url.scheme(), "http" | "https") && url.host_str().is_some_and(|h| !h.is_empty());
     if !usable || !url.username().is_empty() || url.password().is_some() {

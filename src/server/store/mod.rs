@@ -49,9 +49,9 @@ pub enum OpenError {
     #[error("another coder server is using the data folder {0:?}: stop it, or choose another folder with --data-dir")]
     Locked(PathBuf),
     /// The folder cannot be made or written.
-    #[error("cannot use the data folder {folder:?}: {error}; choose another one with --data-dir")]
+    #[error("cannot use {folder:?}: {error}; choose another data folder with --data-dir")]
     Folder {
-        /// The folder.
+        /// The folder, or the file in it.
         folder: PathBuf,
         /// What the system says.
         error: io::Error,
@@ -133,7 +133,7 @@ impl Store {
     pub(crate) async fn open(folder: &Path) -> std::result::Result<Self, OpenError> {
         let lock = lock(folder)?;
         let file = folder.join(DATABASE);
-        make_private_file(&file).map_err(|error| OpenError::Folder { folder: folder.to_owned(), error })?;
+        make_private_file(&file).map_err(|error| OpenError::Folder { folder: file.clone(), error })?;
         let options = SqliteConnectOptions::new()
             .filename(&file)
             .journal_mode(SqliteJournalMode::Wal)
