@@ -69,7 +69,7 @@ fn an_unknown_workspace_is_told() {
     let lab = Lab::new();
     names(&error(lab.server.coder(&["ssh", "nope", "--", "true"]), SOON), &["nope"]);
     names(&error(lab.server.coder(&["ssh", "--stdio", "nope"]), SOON), &["nope"]);
-    names(&error(lab.server.coder(&["ssh", "nobody/dev", "--", "true"]), SOON), &["dev"]);
+    names(&error(lab.server.coder(&["ssh", "nobody/dev", "--", "true"]), SOON), &["nobody"]);
     names(&error(lab.server.coder(&["ssh", "dev.nope", "--", "true"]), SOON), &["nope", "main"]);
     names(&error(lab.server.coder(&["ping", "nope", "-n", "1"]), SOON), &["nope"]);
 }
@@ -148,7 +148,7 @@ fn an_unreadable_database_is_told() {
     // Not even a file.
     fs::remove_file(&database).unwrap();
     fs::create_dir(&database).unwrap();
-    names(&error(server_command(None, dir.path(), "127.0.0.1:0", &[]), SOON), &[name]);
+    names(&error(server_command(None, dir.path(), "127.0.0.1:0", &[]), SOON), &[data.to_str().unwrap(), "--data-dir"]);
 }
 
 #[test]

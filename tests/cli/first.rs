@@ -7,22 +7,26 @@ use crate::harness::{
     terminal::Terminal,
 };
 use rustix::process::Signal;
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::fd::OwnedFd, path::Path, process::Command};
 
-/// `quickstart` with a temporary folder of its own, so that what it leaves behind is seen.
+/// `quickstart` with folders of its own for temporary files and for what the shell leaves at home.
 fn quickstart(folder: &Path, command: &[&str]) -> Command {
+    for name in ["tmp", "home"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
     let mut quickstart = Command::new(coder());
-    clean(&mut quickstart).arg("quickstart").args(command).env("TMPDIR", folder).env("HOME", folder).env("HISTFILE", "/dev/null");
+    clean(&mut quickstart).arg("quickstart").args(command).env("TMPDIR", folder.join("tmp")).env("HOME", folder.join("home"));
     quickstart
 }
 
+/// Whether a quickstart has left no file behind.
 fn is_empty(folder: &Path) -> bool {
-    fs::read_dir(folder).unwrap().next().is_none()
+    fs::read_dir(folder.join("tmp")).unwrap().next().is_none()
 }
 
-/// Nothing of a quickstart in `folder` runs any more.
-fn nothing_runs(folder: &Path) -> bool {
-    find(&format!("TMPDIR={}", folder.display()), "agent").is_empty()
+/// The agents of a quickstart.
+fn agents(folder: &Path) -> Vec<OwnedFd> {
+    find(&format!("TMPDIR={}", folder.join("tmp").display()), "agent").into_iter().map(pidfd).collect()
 }
 
 #[test]
@@ -38,7 +42,7 @@ fn quickstart_runs_a_command_through_the_tunnel_and_cleans_up() {
         b"",
     );
     assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), text(&here.stdout)), "{}", text(&out.stderr));
-    assert!(is_empty(folder.path()) && nothing_runs(folder.path()), "something was left behind");
+    assert!(is_empty(folder.path()) && agents(folder.path()).is_empty(), "something was left behind");
 }
 
 #[test]
@@ -56,10 +60,13 @@ fn quickstart_alone_shows_relay_direct_and_a_ping() {
     let out = run(quickstart(folder.path(), &[]), b"");
     let shown = text(&out.stdout) + &text(&out.stderr);
     assert_eq!(out.status.code(), Some(0), "{shown}");
-    for part in ["by relay after ", "direct after ", "pong from dev p2p via "] {
-        assert!(shown.contains(part), "no {part:?} in:\n{shown}");
-    }
-    assert!(is_empty(folder.path()) && nothing_runs(folder.path()), "something was left behind");
+    let first =
+        |start: &str| shown.lines().position(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start:?}:\n{shown}"));
+    assert!(
+        first("by relay after ") < first("direct after ") && first("direct after ") < first("pong from dev p2p via "),
+        "{shown}"
+    );
+    assert!(is_empty(folder.path()) && agents(folder.path()).is_empty(), "something was left behind");
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn an_ended_quickstart_takes_its_agent_along() {
         let mut process =
             Process::start("quickstart", quickstart(folder.path(), &["--", "sh", "-c", "echo up; exec sleep 1000"]));
         process.wait_for("up");
-        let agents: Vec<_> = find(&format!("TMPDIR={}", folder.path().display()), "agent").into_iter().map(pidfd).collect();
+        let agents = agents(folder.path());
         assert_eq!(agents.len(), 1, "its agent runs beside it");
         process.signal(signal);
         process.wait(LIMIT);

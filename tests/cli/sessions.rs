@@ -66,21 +66,24 @@ fn a_shell_in_a_terminal_has_colours_size_keys_and_leaves_the_terminal_as_it_was
     let mut command = lab.server.coder(&["ssh", "dev"]);
     command.env("TERM", "xterm-256color");
     let mut shell = Terminal::start(command);
-    shell.type_in("echo rea''dy $TERM\n");
-    shell.wait_for("ready xterm-256color");
+    // A plain shell, whatever the account's is.
+    shell.type_in("PS1='$ ' exec sh\n");
+    let run = |shell: &mut Terminal, line: &str, shows: &str| {
+        shell.wait_for("$ ");
+        shell.type_in(&format!("{line}\n"));
+        shell.wait_for(shows);
+    };
+    run(&mut shell, "PS1='pr''ompt$ '", "prompt");
+    run(&mut shell, "echo rea''dy $TERM", "ready xterm-256color");
     assert!(!shell.echoes(), "the local terminal is in raw mode");
-    shell.type_in("printf '\\033[1;31mr%s\\033[0m\\n' ed\n");
-    shell.wait_for("\x1b[1;31mred\x1b[0m");
-    shell.type_in("stty size\n");
-    shell.wait_for("24 80");
-    shell.type_in("trap 'stty size' WINCH; echo tra''pped\n");
-    shell.wait_for("trapped");
+    run(&mut shell, "printf '\\033[1;31mr%s\\033[0m\\n' ed", "\x1b[1;31mred\x1b[0m");
+    run(&mut shell, "stty size", "24 80");
+    run(&mut shell, "trap 'stty size' WINCH; echo wai''ting; sleep 60 & wait $!; kill $!", "waiting");
     shell.resize(132, 43);
     shell.wait_for("43 132");
-    shell.type_in("trap - INT; sleep 1000; echo interr''upted $?\n");
+    run(&mut shell, "echo slee''ping; sleep 1000", "sleeping");
     shell.type_in("\x03");
-    shell.type_in("echo still he''re\n");
-    shell.wait_for("still here");
+    run(&mut shell, "echo still he''re", "still here");
     shell.type_in("exit 5\n");
     assert_eq!(shell.wait(LIMIT).code(), Some(5));
     assert!(shell.is_restored(), "the terminal's modes are not as before");
@@ -118,7 +121,7 @@ fn a_ping_tells_way_and_time_in_the_words_that_programs_parse() {
     for pong in &pongs {
         let direct = pong.starts_with("pong from dev p2p via 127.0.0.1:") && pong.contains(" in ");
         let relayed = pong.starts_with("pong from dev proxied via DERP(Coder Embedded Relay) in ");
-        assert!((direct || relayed) && (pong.ends_with("ms") || pong.ends_with("µs")), "{pong:?}");
+        assert!((direct || relayed) && pong.ends_with('s'), "{pong:?}");
     }
     assert!(pongs[2].contains(" p2p via "), "two machines in one are not direct: {pongs:?}");
     let out = run(lab.server.coder(&["ping", "dev", "-n", "2", "--wait", "100ms", "--disable-direct-connections"]), b"");

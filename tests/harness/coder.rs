@@ -148,8 +148,9 @@ impl Server {
     pub fn ssh(&self, flags: &[&str], ssh_flags: &[&str], workspace: &str, remote: &str) -> Command {
         let proxy = format!("ProxyCommand={} {} ssh --stdio %h", coder().display(), flags.join(" "));
         let mut command = command_in(self.namespace.as_deref(), "ssh");
-        clean(&mut command).args(["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
-        command.args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]).args(ssh_flags).arg(workspace).arg(remote);
+        // Of several values of an option OpenSSH takes the first.
+        clean(&mut command).args(ssh_flags).args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]);
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", workspace, remote]);
         self.log_in(&mut command, &self.token);
         command
     }

@@ -116,6 +116,9 @@ impl Process {
 
     /// Waits for the end of the process.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            return status;
+        }
         if !gone_within(pidfd(self.pid()), limit) {
             let said = self.drain().join("\n");
             panic!("{} still runs after {limit:?}; it said:\n{said}", self.name);

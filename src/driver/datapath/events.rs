@@ -52,7 +52,7 @@ impl DataLoop {
             }
             Event::PathChanged { id, from, to, .. } => {
                 let PathInfo { state, lane } = to;
-                tracing::info!(peer = %id, from = from.name(), to = state.name(), "path changed");
+                tracing::info!(peer = %id, from = %from.name(), to = %state.name(), "path changed");
                 tracing::debug!(peer = %id, ?lane, "the lane of the new path");
                 if tracing::enabled!(tracing::Level::DEBUG)
                     && let Ok(json) = serde_json::to_string(&self.node.counters())

@@ -119,7 +119,7 @@ impl Relays {
         };
         count.fetch_add(1, Ordering::Relaxed);
         self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(id, dialed.transport);
-        tracing::debug!(region = %id, transport = dialed.transport.name(), "relay connected");
+        tracing::debug!(region = %id, transport = %dialed.transport.name(), "relay connected");
         let (why, lane) = conn::run(dialed.io, &dialed.first, self.secret.clone(), rng, lane).await;
         tracing::debug!(region = %id, %why, "a relay connection ended");
         lane.down(why.to_string());

@@ -107,11 +107,14 @@ impl Candidates {
         self.prune(now, keep);
     }
 
-    /// A ping came from `addr`. `None` when it is a copy, else whether the address is new.
+    /// A ping came from `addr`. `None` when it is a copy, else whether it is news that the peer gets through from there.
+    ///
+    /// It is for an address that was known already and pinged in vain: a NAT in front of it lets us through only now that
+    /// the peer has sent something, and the next ping of ours might be 5 s away.
     pub(super) fn heard_ping(&mut self, now: Instant, addr: SocketAddr, tx: TxId, keep: Option<SocketAddr>) -> Option<bool> {
-        let Some((candidate, is_new)) = self.entry(now, addr, keep) else { return Some(false) };
-        candidate.heard = Some(now);
-        (candidate.last_tx.replace(tx) != Some(tx)).then_some(is_new)
+        let Some((candidate, _)) = self.entry(now, addr, keep) else { return Some(false) };
+        let is_news = candidate.heard.replace(now).is_none_or(|at| now - at >= PING_GAP);
+        (candidate.last_tx.replace(tx) != Some(tx)).then_some(is_news)
     }
 
     /// Authenticated data came from `addr`. Returns whether the address is new.

@@ -389,8 +389,8 @@ impl Peer {
     /// A ping of the peer. `None` from its sender's lane means a copy.
     pub(super) fn handle_ping(&mut self, now: Instant, shared: &mut Shared, back: Lane, tx: TxId) -> bool {
         let Lane::Udp { to: from, .. } = back else { return self.last_relay_tx.replace(tx) != Some(tx) };
-        let Some(is_new) = self.candidates.heard_ping(now, from, tx, self.trust.addr()) else { return false };
-        if is_new {
+        let Some(is_news) = self.candidates.heard_ping(now, from, tx, self.trust.addr()) else { return false };
+        if is_news {
             self.discovery = now;
             if self.is_active() && !self.trust.is_trusted() {
                 self.ping(now, shared, back);
