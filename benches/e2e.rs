@@ -67,7 +67,7 @@ async fn everything() -> Result<()> {
     let started = clock::now();
     let folder = tempfile::tempdir()?;
     let server = Server::start(folder.path()).await?;
-    println!("{:46} {:>16}   {}", "what", "here", "target (DESIGN.md, section 4)");
+    println!("{:46} {:>16}   target (DESIGN.md, section 4)", "what", "here");
     bulk(&server.address).await?;
     let (agent, _agent_lines) = server.agent().await?;
     first_byte(&server).await?;
@@ -103,12 +103,12 @@ fn median<T: Ord + Copy>(values: &mut [T]) -> Option<T> {
 /// Kernel TCP, direct and relayed, each way.
 async fn bulk(relay: &str) -> Result<()> {
     let mut sink = Command::new(std::env::current_exe()?);
-    let (_sink, mut lines) = start(sink.args(["sink", relay])).await?;
+    let (_sink, mut lines) = start(sink.args(["sink", relay]))?;
     let invitation = line(&mut lines, "").await?;
     let mut kernel = Vec::new();
     for way in ["kernel", "direct", "relayed"] {
         let mut source = Command::new(std::env::current_exe()?);
-        let (mut source, mut lines) = start(source.args(["source", way, relay, &invitation])).await?;
+        let (mut source, mut lines) = start(source.args(["source", way, relay, &invitation]))?;
         for (at, direction) in ["to the listener", "to the dialler"].into_iter().enumerate() {
             let mut rates = Vec::new();
             for _ in 0..MEASURES {
@@ -329,7 +329,7 @@ impl Server {
     async fn start(folder: &Path) -> Result<Self> {
         let mut command = program(folder);
         command.args(["server", "--http-address", "127.0.0.1:0", "--data-dir"]).arg(folder.join("data"));
-        let (child, mut lines) = start(&mut command).await?;
+        let (child, mut lines) = start(&mut command)?;
         let address = line(&mut lines, "listening on http://").await?;
         while !line(&mut lines, "").await?.contains("admin-token") {}
         let token = fs::read_to_string(folder.join("data/admin-token"))?.trim().to_owned();
@@ -374,7 +374,7 @@ fn program(folder: &Path) -> Command {
 }
 
 /// Starts a child whose output is read by line.
-async fn start(command: &mut Command) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
+fn start(command: &mut Command) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     Ok((child, lines))

@@ -144,13 +144,13 @@ impl World {
             return;
         }
         let mut at = self.now;
-        if link.rate > 0 {
+        if let Some(sending) = (packet.len() as u64 * 1_000_000_000).checked_div(link.rate) {
             let free = self.busy_until.get(&from).copied().unwrap_or(self.now).max(self.now);
             if free - self.now > link.queue {
                 self.drops += 1;
                 return;
             }
-            at = free + Duration::from_nanos(packet.len() as u64 * 1_000_000_000 / link.rate);
+            at = free + Duration::from_nanos(sending);
             self.busy_until.insert(from, at);
         }
         at += link.delay;
