@@ -5,8 +5,8 @@
 //! reverse and socket forwarding, agent and X11 forwarding; each gets its failure answer.
 //!
 //! One connection is one task (russh's), each channel another. Nothing that a channel waits for stops the connection:
-//! input is queued ([`input`]), output waits for the client's window before it enters the connection's queue, and a
-//! stuck write does not stop reading ([`transport`]).
+//! input is queued (`input`), output waits for the client's window before it enters the connection's queue, and a
+//! stuck write does not stop reading (`transport`).
 
 mod connection;
 mod forward;
