@@ -153,15 +153,17 @@ impl Summary {
         let mean = seconds.iter().sum::<f64>() / count;
         let spread = seconds.iter().map(|s| (s - mean).powi(2)).sum::<f64>();
         let known = |time: Option<Duration>| time.map_or_else(|| "<nil>".to_owned(), go_text);
-        let of = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        let average = u32::try_from(self.times.len()).ok().filter(|n| *n > 0).map(|n| self.times.iter().sum::<Duration>() / n);
+        // Go cuts the fraction of a nanosecond off.
+        let cut = |seconds: f64| Duration::try_from_secs_f64((seconds * 1e9).trunc() / 1e9).ok();
         let row = vec![
             workspace.to_owned(),
             self.sent.to_string(),
             self.times.len().to_string(),
             known(self.times.iter().min().copied()),
-            known(of(mean)),
+            known(average),
             known(self.times.iter().max().copied()),
-            if seconds.len() > 1 { known(of(spread / (count - 1.0))) } else { "<nil>".to_owned() },
+            if seconds.len() > 1 { known(cut(spread / (count - 1.0))) } else { "<nil>".to_owned() },
         ];
         let table = output::table_with(&HEADS, &[row], &[false, true, true, false, false, false, false]);
         let width = table.lines().map(|l| l.chars().count()).max().unwrap_or(0);

@@ -69,7 +69,7 @@ impl Lab {
             ssh.wait_for("to=direct");
             ssh.wait_for("counters");
             self.agent.wait_for("to=direct");
-            self.agent.wait_for("counters");
+            self.agent.wait_for("agent::services: counters");
         } else {
             ssh.wait_for("relay connected");
         }
