@@ -101,9 +101,21 @@ impl Lab {
 
     /// Both ends' counters show data on this way only.
     pub(crate) fn prove(&mut self, client: &[String]) {
-        // The agent prints its counters when the session's end has reached it; they say more than those of the upgrade.
-        self.agent.wait_for("counters");
-        let agent = self.agent.drain()[self.checked..].to_vec();
+        // The agent prints its counters when the session's end has reached it; those of the path's change come before.
+        let agent = loop {
+            let lines = self.agent.drain()[self.checked..].to_vec();
+            let carried = lines.iter().any(|line| line.contains("counters ")) && {
+                let last = Counters::last(&lines);
+                match self.way {
+                    Way::Direct => last.sent_udp > Counters::at_upgrade(&lines).sent_udp,
+                    Way::Derp | Way::WebSocket => last.sent_relay > 0 && last.received_relay > 0,
+                }
+            };
+            if carried {
+                break lines;
+            }
+            self.agent.wait_for("counters ");
+        };
         self.checked += agent.len();
         match self.way {
             Way::Direct => {
