@@ -4,9 +4,12 @@ use super::{
     account::Account,
     environment::{Profile, expand},
 };
-use crate::wire::{
-    coord::agent::Manifest,
-    derp::{MapError, RelayMap},
+use crate::{
+    driver::http::Token,
+    wire::{
+        coord::agent::Manifest,
+        derp::{MapError, RelayMap},
+    },
 };
 use prost::Message as _;
 use std::{ffi::OsString, fmt, path::PathBuf};
@@ -48,7 +51,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) account: &'a Account,
     /// The environment of the agent process.
     pub(crate) process: &'a [(OsString, OsString)],
-    pub(crate) token: &'a str,
+    pub(crate) token: &'a Token,
 }
 
 impl Assignment {
@@ -62,7 +65,7 @@ impl Assignment {
             agent: manifest.agent_name,
             // Only shown to commands; an old server leaves it out.
             workspace_id: Uuid::from_slice(&manifest.workspace_id).unwrap_or_default(),
-            token: around.token.to_owned(),
+            token: around.token.clone(),
             variables: manifest.environment_variables.into_iter().filter(|(n, v)| usable(n, v.as_bytes())).collect(),
             secrets: (manifest.secrets.into_iter())
                 .filter(|s| usable(&s.env_name, &s.value))
@@ -112,7 +115,7 @@ mod tests {
     }
 
     fn parse(manifest: &Manifest) -> Result<Assignment, AssignmentError> {
-        let around = Surroundings { account: &account(), process: &[], token: "sesame" };
+        let around = Surroundings { account: &account(), process: &[], token: &Token::new("sesame") };
         Assignment::parse(&manifest.encode_to_vec(), around)
     }
 
@@ -144,7 +147,7 @@ mod tests {
             assert!(matches!(parse(&Manifest { agent_id, ..recorded() }), Err(AssignmentError::NoAgent)));
         }
         assert!(matches!(parse(&Manifest { derp_map: None, ..recorded() }), Err(AssignmentError::NoRelayMap)));
-        let around = Surroundings { account: &account(), process: &[], token: "" };
+        let around = Surroundings { account: &account(), process: &[], token: &Token::default() };
         assert!(matches!(Assignment::parse(&[0xff], around), Err(AssignmentError::Unreadable(_))));
     }
 

@@ -1,6 +1,7 @@
 //! What a command sees in its environment, and in which order the sources override each other (agent.md §6.3).
 
 use super::account::Account;
+use crate::driver::http::Token;
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -24,7 +25,7 @@ pub struct Profile {
     /// Id of the workspace.
     pub workspace_id: Uuid,
     /// The agent's own token, which commands may use against the server.
-    pub token: String,
+    pub token: Token,
     /// Variables of the template; `$NAME` and `${NAME}` in a value mean the agent's own environment.
     pub variables: BTreeMap<String, String>,
     /// Secrets of the user that have a variable's name, taken as they are.
@@ -82,8 +83,7 @@ impl Sources<'_> {
         put("CODER_WORKSPACE_AGENT_NAME", (&profile.agent).into());
         put("CODER_WORKSPACE_OWNER_NAME", (&profile.owner).into());
         put("CODER_WORKSPACE_ID", profile.workspace_id.to_string().into());
-        put("CODER_AGENT_TOKEN", (&profile.token).into());
-        put("GIT_SSH_COMMAND", format!("{} gitssh --", executable.display()).into());
+        put("CODER_AGENT_TOKEN", profile.token.expose().into());
         put("CS_DISABLE_GETTING_STARTED_OVERRIDE", "true".into());
         if !profile.port_proxy_uri.is_empty() {
             put("VSCODE_PROXY_URI", (&profile.port_proxy_uri).into());
@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn a_profile_never_prints_its_token() {
-        let profile = Profile { token: "sesame".into(), secrets: vec![("S".into(), b"sesame".to_vec())], ..Profile::default() };
+        let profile =
+            Profile { token: Token::new("sesame"), secrets: vec![("S".into(), b"sesame".to_vec())], ..Profile::default() };
         assert!(!format!("{profile:?}").contains("sesame"));
     }
 }

@@ -26,7 +26,16 @@ use crate::{
         UpdateStartupRequest,
     },
 };
-use std::{convert::Infallible, env, ffi::OsString, future::pending, io, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    env,
+    ffi::OsString,
+    future::pending,
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    pin::pin,
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -59,6 +68,14 @@ pub enum RunError {
     /// The deployment's address or an option is of no use.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// The UDP port of the tunnel cannot be used.
+    #[error("UDP port {port} of --tailnet-listen-port cannot be used: {error}; choose another one, or 0 for any")]
+    Port {
+        /// The port.
+        port: u16,
+        /// What the system says.
+        error: io::Error,
+    },
     /// The machine lacks something.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -91,6 +108,7 @@ impl Calls for Control {
 /// When the configuration or the machine makes it impossible from the start.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let http = Http::new(&config.url, Some(config.token.clone()), config.options.clone())?;
+    check_port(config.port)?;
     let mut agent = Agent::new(http, config)?;
     let control = watch::Sender::new(None);
     let lifecycles = Lifecycles::new();
@@ -109,7 +127,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
             services.ssh.shutdown(SSH_LIMIT).await;
         }
         lifecycles.enter(LifecycleState::Off, clock::wall());
-        if let Some(control) = &open {
+        if let (Some(control), Some(_)) = (&open, &current) {
             let reported = async {
                 tokio::select! {
                     () = lifecycles.reported() => {}
@@ -131,6 +149,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
         services.close().await;
     }
     Ok(())
+}
+
+/// A taken port will not become free by waiting.
+fn check_port(port: u16) -> Result<(), RunError> {
+    match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(RunError::Port { port, error }),
+    }
 }
 
 /// Waits until the control socket does not stand.
@@ -244,7 +270,7 @@ impl Agent {
     ) -> Result<Infallible, RoundError> {
         let manifest = control.call(GET_MANIFEST, Vec::new()).await;
         let manifest = manifest.map_err(|why| AskError::Call { path: GET_MANIFEST, why })?;
-        let around = Surroundings { account: &self.account, process: &self.process, token: self.token.expose() };
+        let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);

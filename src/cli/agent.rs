@@ -49,11 +49,19 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
 
 fn token(args: &Agent) -> anyhow::Result<Token> {
     if let Some(token) = args.agent_token.clone().filter(|t| !t.expose().is_empty()) {
-        return Ok(token);
+        return checked(token, "CODER_AGENT_TOKEN");
     }
     let Some(file) = &args.agent_token_file else {
         bail!("no agent token: set CODER_AGENT_TOKEN or pass --agent-token-file");
     };
     let text = fs::read_to_string(file).with_context(|| format!("cannot read the agent's token from {}", file.display()))?;
-    Ok(Token::new(text.trim()))
+    checked(Token::new(text.trim()), &file.display().to_string())
+}
+
+/// No server would ever take anything but a UUID.
+fn checked(token: Token, from: &str) -> anyhow::Result<Token> {
+    if uuid::Uuid::try_parse(token.expose()).is_err() {
+        bail!("the agent's token in {from} is none: it has the form 00000000-0000-0000-0000-000000000000");
+    }
+    Ok(token)
 }

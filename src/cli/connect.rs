@@ -160,6 +160,11 @@ impl Tunnel {
         self.relays.regions.get(&region).map_or_else(|| format!("Unnamed {region}"), |r| r.name.clone())
     }
 
+    /// [`Tunnel::close`] in a hurry: what is not said in time, the coordinator finds out by the closed socket.
+    pub(super) async fn close_within(self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.close()).await;
+    }
+
     /// Says good-bye to the coordinator and, with `-v`, what was counted.
     pub(super) async fn close(self) {
         if let Ok(counters) = self.tailnet.counters().await {

@@ -6,7 +6,11 @@ use super::{
     deployment::{Deployment, explain},
     output,
 };
-use crate::driver::{http::Token, terminal::Terminals};
+use crate::driver::{
+    http::Token,
+    process::EndSignals,
+    terminal::{KeptModes, Terminals},
+};
 use anyhow::{Context as _, anyhow, bail};
 use std::io;
 
@@ -25,7 +29,7 @@ pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
     // A token on the command line is exchanged for one of this machine's own; a pasted one was made for it.
     let (given, pasted) = match global.token.clone() {
         Some(token) => (token, false),
-        None => (ask_for_token(&url)?, true),
+        None => (ask_for_token(&url).await?, true),
     };
     if given.expose().is_empty() {
         bail!("the token is empty");
@@ -61,10 +65,20 @@ fn is_this_machine(address: &str) -> bool {
 }
 
 /// Reads a token: hidden from a terminal, else one line of standard input.
-fn ask_for_token(url: &str) -> anyhow::Result<Token> {
-    output::note(&format!("Open the following in your browser:\n\n  {}/cli-auth\n", url.trim_end_matches('/')));
+async fn ask_for_token(url: &str) -> anyhow::Result<Token> {
+    let page = format!("{}/cli-auth", url.trim_end_matches('/'));
+    output::note(&format!(
+        "A deployment with web pages shows you a token at {page}; elsewhere whoever runs the server gives it."
+    ));
     let text = if Terminals::of_process().input {
-        rpassword::prompt_password("> Paste your token here: ").context("cannot read the token")?
+        // The prompt turns the echo off; whoever breaks it off wants it back.
+        let _modes = KeptModes::keep()?;
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let prompt = tokio::task::spawn_blocking(|| rpassword::prompt_password("> Paste your token here: "));
+        tokio::select! {
+            typed = prompt => typed.context("cannot read the token")?.context("cannot read the token")?,
+            _ = signals.next() => bail!("no token was entered"),
+        }
     } else {
         let mut line = String::new();
         if io::stdin().read_line(&mut line).context("cannot read the token from standard input")? == 0 {

@@ -19,13 +19,12 @@ mod target;
 mod version;
 
 use args::{Cli, Command};
-use clap::Parser as _;
 use std::process::ExitCode;
 
 /// Runs the command line of this process and gives its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match args::parse() {
         Ok(cli) => cli,
         Err(e) if e.exit_code() == 0 => {
             return output::raw(&e.render().to_string()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);

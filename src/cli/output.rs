@@ -24,6 +24,12 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// One word for a POSIX shell.
+pub(super) fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
 /// Columns as the Go command line prints them: upper-case heads, two blanks between and behind, no rules.
 pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     table_with(heads, rows, &[])

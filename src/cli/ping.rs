@@ -73,7 +73,7 @@ async fn pings(tunnel: &Tunnel, args: &Ping, summary: &mut Summary) -> anyhow::R
 
 /// The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
 pub(super) async fn first(tunnel: &Tunnel, limit: Duration) -> anyhow::Result<()> {
-    match tunnel.tailnet.ping(tunnel.address, PingKind::Tsmp, limit).await {
+    match tunnel.tailnet.wait_reachable(tunnel.address, limit).await {
         Ok(_) => Ok(()),
         Err(PingError::UnknownPeer) => bail!("the coordinator did not announce the agent of {}: is it running?", tunnel.name),
         Err(_) => bail!("the agent of {} does not answer: it may have lost its network", tunnel.name),

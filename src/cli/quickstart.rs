@@ -4,7 +4,8 @@ use super::{
     args::{Global, Quickstart},
     connect::{SSH_PORT, Tunnel},
     deployment::Deployment,
-    logs, output,
+    logs,
+    output::{self, quote},
     ping::{rounded, way},
     server::{self, DEV_WORKSPACE},
     ssh,
@@ -100,12 +101,6 @@ async fn show(deployment: &Deployment, target: &Target, direct: bool) -> anyhow:
     drop(stream);
     tunnel.close().await;
     Ok(0)
-}
-
-/// One word for a POSIX shell.
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use super::{
     args::{Global, Server},
     config::ConfigDir,
-    logs, output,
+    logs,
+    output::{self, quote},
 };
 use crate::{
     driver::{http::Token, process::EndSignals},
@@ -35,6 +36,11 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let running = server::serve(config).await?;
+        if args.http_address.ip().is_unspecified() && args.access_url.is_none() {
+            output::note(
+                "Other machines cannot use the URL below: pass --access-url with the one under which they reach this server.",
+            );
+        }
         let greeting = greet(&running, args.dev.then_some(login_dir));
         if greeting.is_ok() {
             signals.next().await;
@@ -50,13 +56,14 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
 
 /// Tells where the server is and how to log in; never the token itself.
 fn greet(running: &Running, dev_login: Option<PathBuf>) -> anyhow::Result<()> {
-    let (url, token) = (running.access_url(), running.admin_token_path().display());
+    let (url, token) = (running.access_url(), quote(&running.admin_token_path().to_string_lossy()));
     output::line(&format!("Coder {} listening on {url}", crate::VERSION))?;
     if let Some(dir) = dev_login {
         login(running, dir.clone())?;
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        let (dir, program) = (quote(&dir.to_string_lossy()), quote(&own_binary()?.to_string_lossy()));
         return Ok(output::line(&format!(
-            "Open a shell in the workspace {DEV_WORKSPACE} from another terminal:\n\n  CODER_CONFIG_DIR={} coder ssh {DEV_WORKSPACE}\n",
-            dir.display()
+            "Open a shell in the workspace {DEV_WORKSPACE} from another terminal:\n\n  CODER_CONFIG_DIR={dir} {program} ssh {DEV_WORKSPACE}\n",
         ))?);
     }
     output::line(&format!("The first user's token is in {token}. Log in with:\n\n  coder login {url} < {token}\n"))?;

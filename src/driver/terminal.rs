@@ -40,8 +40,37 @@ pub fn size() -> Size {
         .unwrap_or(Size { columns: 80, rows: 24 })
 }
 
+/// The modes of the terminal behind standard input, set again when this is dropped.
+pub struct KeptModes(Termios);
+
+impl KeptModes {
+    /// Notes the modes as they are.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn keep() -> io::Result<Self> {
+        Ok(Self(tcgetattr(io::stdin())?))
+    }
+}
+
+impl Drop for KeptModes {
+    fn drop(&mut self) {
+        // Not after what is still to be shown: a terminal that was stopped would hold the end up.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+impl fmt::Debug for KeptModes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptModes")
+    }
+}
+
 /// The terminal behind standard input in raw mode. Its old mode comes back when this is dropped, also by a panic.
-pub struct RawMode(Termios);
+#[derive(Debug)]
+pub struct RawMode {
+    _old: KeptModes,
+}
 
 impl RawMode {
     /// Turns raw mode on.
@@ -49,23 +78,11 @@ impl RawMode {
     /// # Errors
     /// When standard input is no terminal.
     pub fn enter() -> io::Result<Self> {
-        let old = tcgetattr(io::stdin())?;
-        let mut raw = old.clone();
+        let old = KeptModes::keep()?;
+        let mut raw = old.0.clone();
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Drain, &raw)?;
-        Ok(Self(old))
-    }
-}
-
-impl Drop for RawMode {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
-    }
-}
-
-impl fmt::Debug for RawMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RawMode")
+        Ok(Self { _old: old })
     }
 }
 

@@ -26,9 +26,11 @@ pub mod speedtest;
 mod stream;
 
 pub use crate::{
+    base::{DiscoSecret, NodeSecret},
     driver::{
         control::{Control, ControlRole, ControlStatus},
         datapath::{Counters, PingError, Pong, QueueDrops},
+        http::{Http, HttpOptions, Token},
         pipe::Broken,
         relay::{RelayCounters, RelayServer},
         sockets::UdpCounters,
@@ -38,7 +40,7 @@ pub use crate::{
         node::{PathInfo, PingKind, Role},
         path::PathState,
     },
-    wire::pcap::FILE_HEADER as PCAP_HEADER,
+    wire::{coord::tailnet::Node, derp::RelayMap, pcap::FILE_HEADER as PCAP_HEADER},
 };
 pub use datagram::Datagram;
 pub use error::{BindError, ClosedError, DialError};
@@ -46,18 +48,15 @@ pub use listener::{Incoming, Listener};
 pub use stream::Stream;
 
 use crate::{
-    base::{DiscoSecret, NodeSecret, client_address, node_id},
+    base::{client_address, node_id},
     driver::{
         clock,
         datapath::{self, Command, Handle},
-        http::Http,
     },
     proto::node,
-    wire::{
-        coord::tailnet::{Node, PeerUpdate, PeerUpdateKind},
-        derp::RelayMap,
-    },
+    wire::coord::tailnet::{PeerUpdate, PeerUpdateKind},
 };
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use std::{
     fmt, io,
     net::{Ipv6Addr, SocketAddrV6},
@@ -72,6 +71,8 @@ use uuid::Uuid;
 
 /// How long [`Tailnet::dial_tcp`] waits.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
+/// First distance between two pings of [`Tailnet::wait_reachable`]; each is half as long again (path-selection.md).
+const REPEAT: Duration = Duration::from_millis(50);
 /// All TCP buffers of a node.
 const BUFFER_BYTES: usize = 64 << 20;
 
@@ -152,7 +153,7 @@ impl fmt::Debug for Config {
 }
 
 /// One node of the overlay. Clones are handles on the same node; when the last one and all streams, listeners and
-/// datagram sockets are gone, the node ends at once. [`Tailnet::close`] ends it in good order.
+/// datagram sockets are gone, the node ends by itself as after [`Tailnet::close`], which also waits for the end.
 #[derive(Clone)]
 pub struct Tailnet(Arc<Inner>);
 
@@ -314,7 +315,7 @@ impl Tailnet {
     /// When the port is taken, or the node is closed.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave the port bound until the node ends.
+    /// Dropping the future gives the port back.
     pub async fn bind_udp(&self, port: Option<u16>) -> Result<Datagram, BindError> {
         let bound = self.ask(|reply| Command::BindUdp { port, reply }).await.map_err(|ClosedError| BindError::Closed)?;
         let (port, arriving) = bound.map_err(|_| BindError::Taken)?;
@@ -332,6 +333,28 @@ impl Tailnet {
         let deadline = clock::now() + limit;
         let answer = self.ask(|reply| Command::Ping { to, kind, deadline, reply }).await;
         answer.unwrap_or(Err(PingError::Closed))
+    }
+
+    /// Waits until a peer answers through the tunnel: pings it again and again, at growing distances, until an answer to any
+    /// of them comes.
+    ///
+    /// # Errors
+    /// As [`Tailnet::ping`], when `limit` is over.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the wait.
+    pub async fn wait_reachable(&self, to: Ipv6Addr, limit: Duration) -> Result<Pong, PingError> {
+        let end = clock::now() + limit;
+        let mut pause = REPEAT;
+        let mut pings = FuturesUnordered::new();
+        loop {
+            pings.push(self.ping(to, PingKind::Tsmp, end - clock::now()));
+            tokio::select! {
+                // All have the same deadline: whichever ends first decides.
+                Some(answer) = pings.next() => return answer,
+                () = tokio::time::sleep(pause) => pause = pause * 3 / 2,
+            }
+        }
     }
 
     /// How a peer is reached, now and whenever that changes. `None`: it is not known.

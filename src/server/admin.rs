@@ -38,11 +38,25 @@ pub(super) async fn ensure_token(store: &Store, user: &User, path: &Path) -> Res
         && let Presented::Valid(owner, _) = store.check_key(Stamp::now(), &token).await?
         && owner.id == user.id
     {
-        return Ok(Ok(()));
+        return Ok(keep_private(path));
     }
     let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: LIFE };
     let token = store.insert_key(Stamp::now(), key).await?;
     Ok(write(path, &token))
+}
+
+/// Takes a file that somebody opened up away from everybody but its owner.
+fn keep_private(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others could read the first user's token");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the file at once and whole, readable by its owner alone from the first moment.
@@ -76,6 +90,10 @@ mod tests {
         assert_eq!(ensure_user(&store).await.unwrap().id, user.id);
         ensure_token(&store, &user, &path).await.unwrap().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), first);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        ensure_token(&store, &user, &path).await.unwrap().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         fs::remove_file(&path).unwrap();
         ensure_token(&store, &user, &path).await.unwrap().unwrap();

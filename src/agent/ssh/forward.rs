@@ -10,8 +10,6 @@ use tokio_util::sync::CancellationToken;
 const CONNECT_FAILED: u32 = 2;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(30);
-/// How long the client gets to close a channel that both sides have finished.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// One forwarded connection.
 pub(super) struct Forward {
@@ -58,19 +56,16 @@ impl Forward {
             self.output.finish().await;
             whole
         };
-        let (_, whole) = tokio::join!(up, async {
+        tokio::join!(up, async {
             let whole = down.await;
             if !whole {
                 // Reset: nothing more can be delivered either.
                 self.input.finish();
                 self.input.discard();
             }
-            whole
         });
-        // The client closes a channel that has ended both ways, and russh then forgets it wholly.
-        if !whole || timeout(LINGER, self.gone.cancelled()).await.is_err() {
-            self.output.close().await;
-        }
+        // At once: with `ssh -W` the client waits for this.
+        self.output.close().await;
     }
 }
 

@@ -11,22 +11,21 @@ use super::{
     target::{HostNames, Target},
 };
 use crate::driver::{
-    process::{EndSignals, end_with_parent},
+    process::EndSignals,
     stdio::{Stdin, Stdout},
     terminal::{self, RawMode, Resizes, Terminals},
 };
 use anyhow::{Context as _, bail};
 use session::{Ending, Local, Request, Session};
+use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
+/// How long the good-bye of a session may take that never began.
+const HURRY: Duration = Duration::from_millis(300);
 /// What a terminal is called that does not say.
 const TERM: &str = "xterm-256color";
 
 pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
-    // OpenSSH that was killed never closes what we read; the kernel tells us. It may be gone already.
-    if args.stdio && end_with_parent() {
-        return Ok(0);
-    }
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     super::on_one_thread(async {
         let deployment = Deployment::open(global).await?;
@@ -71,15 +70,22 @@ pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool,
 /// Runs one session with the streams of this process.
 async fn interactive(deployment: &Deployment, target: &Target, direct: bool, request: Request) -> anyhow::Result<u8> {
     let mut signals = EndSignals::open().context("cannot handle signals")?;
-    let connecting = async {
-        let tunnel = Tunnel::open(deployment, target, direct).await?;
-        let stream = tunnel.dial(SSH_PORT).await?;
-        Ok::<_, anyhow::Error>((tunnel, Session::open(stream).await?))
-    };
-    let (tunnel, session) = tokio::select! {
-        connected = connecting => connected?,
+    let tunnel = tokio::select! {
+        tunnel = Tunnel::open(deployment, target, direct) => tunnel?,
         // Nothing has begun yet.
         _ = signals.next() => return Ok(1),
+    };
+    let connecting = async { Session::open(tunnel.dial(SSH_PORT).await?).await };
+    let connected = tokio::select! {
+        session = connecting => session.map(Some),
+        _ = signals.next() => Ok(None),
+    };
+    let session = match connected {
+        Ok(Some(session)) => session,
+        unused => {
+            tunnel.close_within(HURRY).await;
+            return unused.map(|_| 1);
+        }
     };
     let at_terminal = request.terminal.is_some();
     let local = Local {

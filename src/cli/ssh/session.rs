@@ -5,6 +5,7 @@ use crate::driver::{
     terminal::{Resizes, Size},
 };
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use russh::{
     ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig,
     client::{self, Handle, Msg},
@@ -17,12 +18,19 @@ use std::{
     task::{Context as TaskContext, Poll, ready},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    sync::mpsc,
+};
 
 /// How long the agent's SSH server may take for the key exchange and to open the session.
 const SETUP_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of output that the agent may send before we have taken them: enough for a fast link of 100 ms.
 const WINDOW: u32 = 4 << 20;
+/// Largest message of output.
+const PACKET: u32 = 32 << 10;
+/// Messages of each output stream that may wait for its reader: a window full.
+const WAITING: usize = (WINDOW / PACKET) as usize;
 
 /// What is asked of the agent.
 #[derive(Debug, Default)]
@@ -132,7 +140,7 @@ impl Session {
     {
         let config = client::Config {
             window_size: WINDOW,
-            maximum_packet_size: 32 * 1024,
+            maximum_packet_size: PACKET,
             nodelay: true,
             preferred: russh::Preferred { kex: Cow::Borrowed(&[russh::kex::CURVE25519]), ..russh::Preferred::DEFAULT },
             ..client::Config::default()
@@ -142,7 +150,7 @@ impl Session {
         let open = async {
             let mut connection = client::connect_stream(Arc::new(config), stream, Client).await?;
             if !connection.authenticate_none("coder").await?.success() {
-                bail!("the agent's SSH server asks for a password or key, which no Coder agent does");
+                bail!("the agent's SSH server did not let us in: it is no Coder agent's, or ended just now");
             }
             let (read, write) = connection.channel_open_session().await?.split();
             Ok(Self { connection, read, write, failure })
@@ -204,22 +212,40 @@ impl Session {
     }
 }
 
-/// Passes both output streams on until the channel is closed.
+/// Passes both output streams on until the channel is closed. Neither waits for the reader of the other, until so much
+/// of one lies here as the agent may send ahead.
 async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stderr: Stdout) -> anyhow::Result<Ending> {
-    let mut ending = Ending::Lost("the agent ended the session without a status".to_owned());
-    loop {
-        match channel.wait().await {
-            Some(ChannelMsg::Data { data }) => stdout.write_all(&data).await.context("cannot write to standard output")?,
-            // A closed standard error is nobody's problem.
-            Some(ChannelMsg::ExtendedData { data, ext: 1 }) => drop(stderr.write_all(&data).await),
-            Some(ChannelMsg::ExitStatus { exit_status }) => ending = Ending::Status(exit_status),
-            Some(ChannelMsg::ExitSignal { signal_name, .. }) => ending = Ending::Signal(signal_number(&signal_name)),
-            Some(ChannelMsg::Close) | None => break,
-            Some(_) => {}
+    let (out, mut out_waiting) = mpsc::channel::<Bytes>(WAITING);
+    let (err, mut err_waiting) = mpsc::channel::<Bytes>(WAITING);
+    let sort = async move {
+        let mut ending = Ending::Lost("the agent ended the session without a status".to_owned());
+        loop {
+            match channel.wait().await {
+                // A writer that has failed says so itself.
+                Some(ChannelMsg::Data { data }) => drop(out.send(data).await),
+                Some(ChannelMsg::ExtendedData { data, ext: 1 }) => drop(err.send(data).await),
+                Some(ChannelMsg::ExitStatus { exit_status }) => ending = Ending::Status(exit_status),
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => ending = Ending::Signal(signal_number(&signal_name)),
+                Some(ChannelMsg::Close) | None => return Ok(ending),
+                Some(_) => {}
+            }
         }
-    }
-    stdout.flush().await.context("cannot write to standard output")?;
-    drop(stderr.flush().await);
+    };
+    let write_out = async {
+        while let Some(data) = out_waiting.recv().await {
+            stdout.write_all(&data).await.context("cannot write to standard output")?;
+        }
+        stdout.flush().await.context("cannot write to standard output")
+    };
+    let write_err = async {
+        while let Some(data) = err_waiting.recv().await {
+            // A closed standard error is nobody's problem.
+            drop(stderr.write_all(&data).await);
+        }
+        drop(stderr.flush().await);
+        Ok(())
+    };
+    let (ending, (), ()) = tokio::try_join!(sort, write_out, write_err)?;
     Ok(ending)
 }
 

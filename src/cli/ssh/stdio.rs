@@ -1,4 +1,7 @@
 //! `coder ssh --stdio`: the agent's SSH bytes between standard input and output, and nothing else on either.
+//!
+//! It ends with whoever reads its output. The parent's death is no measure: OpenSSH leaves its first process behind when
+//! it goes to the background (`ControlPersist`, `-f`), and the kernel's signal follows the thread that started us.
 
 use crate::{
     cli::{
@@ -24,17 +27,27 @@ const CHUNK: usize = 64 * 1024;
 pub(super) async fn run(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
     let mut signals = EndSignals::open().context("cannot handle signals")?;
     let stdout = Stdout::open();
-    let connecting = async {
-        let tunnel = Tunnel::open(deployment, target, direct).await?;
-        let stream = tunnel.dial(SSH_PORT).await?;
-        Ok::<_, anyhow::Error>((tunnel, stream))
-    };
-    let (tunnel, stream) = tokio::select! {
-        connected = connecting => connected?,
+    let tunnel = tokio::select! {
+        tunnel = Tunnel::open(deployment, target, direct) => tunnel?,
         _ = signals.next() => return Ok(0),
         () = stdout.closed() => return Ok(0),
     };
+    let dialled = tokio::select! {
+        stream = tunnel.dial(SSH_PORT) => stream.map(Some),
+        _ = signals.next() => Ok(None),
+        () = stdout.closed() => Ok(None),
+    };
+    let stream = match dialled {
+        Ok(Some(stream)) => stream,
+        unused => {
+            tunnel.close_within(HURRY).await;
+            return unused.map(|_| 0);
+        }
+    };
+    // A handle of its own: the other one is busy writing.
+    let reader = Stdout::open();
     let passed = tokio::select! {
+        () = reader.closed() => None,
         passed = pass(stream, Stdin::open(), stdout) => Some(passed),
         _ = signals.next() => None,
     };
@@ -48,8 +61,7 @@ pub(super) async fn run(deployment: &Deployment, target: &Target, direct: bool) 
             Err(anyhow!("the connection to workspace {target} was lost: {error}"))
         }
         None => {
-            // What is not said in time, the coordinator finds out by the closed socket.
-            let _ = tokio::time::timeout(HURRY, tunnel.close()).await;
+            tunnel.close_within(HURRY).await;
             Ok(0)
         }
     }

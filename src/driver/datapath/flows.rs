@@ -93,6 +93,8 @@ impl Flows {
         if wishes.gone && (empty || over.is_some()) {
             node.release(now, flow);
             self.streams.remove(&key);
+        } else if wishes.gone {
+            node.linger(now, flow);
         }
     }
 

@@ -234,7 +234,7 @@ pub struct Outgoing {
     pub data: Vec<u8>,
 }
 
-/// The way to the loop. When all clones are gone, the loop ends at once.
+/// The way to the loop. When all clones are gone, the loop ends in good order.
 #[derive(Debug, Clone)]
 pub struct Handle {
     /// Commands. The channel has no bound of its own: each caller waits for its answer.

@@ -358,14 +358,13 @@ impl DataLoop {
                     self.udp_ports.insert(port, sender);
                     (port, receiver)
                 });
-                let _ = reply.send(bound);
-            }
-            Command::UnbindUdp(port) => {
-                if self.udp_ports.get(&port).is_some_and(mpsc::Sender::is_closed) {
-                    self.udp_ports.remove(&port);
-                    self.node.udp_unbind(port);
+                // Whoever asked may be gone.
+                if let Err(Ok((port, receiver))) = reply.send(bound) {
+                    drop(receiver);
+                    self.unbind_udp(port);
                 }
             }
+            Command::UnbindUdp(port) => self.unbind_udp(port),
             Command::Ping { to, kind, deadline, reply } => {
                 let ping = self.node.ping(now, to, kind, deadline);
                 self.pings.insert(ping, (to, reply));
@@ -402,7 +401,15 @@ impl DataLoop {
                 };
                 let _ = reply.send(counters);
             }
-            Command::Close(reply) => self.close(now, reply),
+            Command::Close(reply) => self.close(now).push(reply),
+        }
+    }
+
+    /// Gives a UDP port back whose owner is gone.
+    fn unbind_udp(&mut self, port: u16) {
+        if self.udp_ports.get(&port).is_some_and(mpsc::Sender::is_closed) {
+            self.udp_ports.remove(&port);
+            self.node.udp_unbind(port);
         }
     }
 
@@ -487,10 +494,17 @@ impl DataLoop {
         Some(PathInfo { lane: lane.or(info.lane), ..info })
     }
 
-    fn close(&mut self, now: Instant, reply: oneshot::Sender<()>) {
-        if let Some(closing) = &mut self.closing {
-            return closing.replies.push(reply);
+    /// Begins the good-bye, if it has not begun; returns whom to tell of its end.
+    fn close(&mut self, now: Instant) -> &mut Vec<oneshot::Sender<()>> {
+        if self.closing.is_none() {
+            self.stop(now);
         }
+        let closing = Closing { replies: Vec::new(), flush_until: now + FLUSH_LIMIT, farewell: None };
+        &mut self.closing.get_or_insert(closing).replies
+    }
+
+    /// Takes nothing new, and has everything sent that was written.
+    fn stop(&mut self, now: Instant) {
         for port in std::mem::take(&mut self.listeners).into_keys() {
             match port {
                 Some(port) => self.node.unlisten(port),
@@ -501,7 +515,6 @@ impl DataLoop {
             self.node.cancel_dial(now, dial);
         }
         self.flows.close_all(now, &mut self.node);
-        self.closing = Some(Closing { replies: vec![reply], flush_until: now + FLUSH_LIMIT, farewell: None });
     }
 
     fn flush_deadline(&self) -> Option<Instant> {
@@ -510,7 +523,10 @@ impl DataLoop {
 
     /// Whether the loop has nothing left to do. Starts the good-bye when the streams are through.
     fn is_done(&mut self, now: Instant) -> bool {
-        let Some(closing) = &mut self.closing else { return self.abandoned };
+        if self.abandoned {
+            self.close(now);
+        }
+        let Some(closing) = &mut self.closing else { return false };
         let flushed = now >= closing.flush_until || self.flows.are_drained() && !self.node.undelivered();
         if closing.farewell.is_none() && !flushed {
             return false;

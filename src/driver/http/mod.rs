@@ -43,7 +43,7 @@ const IDLE: Duration = Duration::from_secs(30);
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("coder-session-token");
 
 /// A session or agent token. Never printed, wiped on drop.
-#[derive(Clone)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Token(Zeroizing<String>);
 
 impl Token {

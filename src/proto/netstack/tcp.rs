@@ -246,6 +246,15 @@ impl Netstack {
         self.settle(now, flow.slot);
     }
 
+    /// The owner is gone, but holds bytes that are still to be written: from the first call on it has 60 s in all, then
+    /// the connection is reset and [`Event::Closed`] says so. [`Netstack::release`] does not begin the time anew.
+    pub fn linger(&mut self, now: Instant, flow: FlowId) {
+        if let Some(found) = self.flow_mut(flow) {
+            found.linger(now);
+            self.settle(now, flow.slot);
+        }
+    }
+
     /// Lets go of the flow: what was written is still delivered, for at most 60 s, and the connection then closed.
     pub fn release(&mut self, now: Instant, flow: FlowId) {
         if let Some(found) = self.flow_mut(flow) {
@@ -326,7 +335,7 @@ impl Netstack {
         let before = flow.stats;
         flow.handle_timeout(now);
         self.counters.timeouts += u64::from(flow.stats.timeouts - before.timeouts);
-        if flow.released.is_some_and(|until| until <= now) {
+        if flow.patience().is_some_and(|until| until <= now) {
             let (peer, mut bytes) = (flow.peer, Vec::new());
             flow.abort(&mut bytes);
             self.counters.resets += u64::from(!bytes.is_empty());
@@ -372,7 +381,7 @@ impl Netstack {
         match turn {
             Turn::Now => {
                 // Its lane may stay closed for long, but not its owner's patience open.
-                let linger = flow.released;
+                let linger = flow.patience();
                 self.timers.set(slot, linger);
                 self.mark(slot);
             }

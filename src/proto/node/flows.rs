@@ -204,6 +204,11 @@ impl Node {
         self.netstack.abort(now, flow);
     }
 
+    /// The owner is gone, but holds bytes that are still to be written: it has 60 s in all from the first call on.
+    pub fn linger(&mut self, now: Instant, flow: FlowId) {
+        self.netstack.linger(now, flow);
+    }
+
     /// Gives the flow back: what was written is still delivered, for a while.
     pub fn release(&mut self, now: Instant, flow: FlowId) {
         self.netstack.release(now, flow);

@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 /// All the log bytes that one agent may store (`agent.md` §3.3).
 const MAX_LOG_BYTES: i64 = 1 << 20;
+/// Most log lines of an agent: a line costs memory beside its text.
+const MAX_LOG_LINES: i64 = 1 << 14;
 
 /// Where an agent stands in its life (`agent.md` §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,12 +217,15 @@ impl Store {
 
     /// Stores log lines; false once the agent's share is full, and nothing more is taken from then on.
     pub(crate) async fn insert_logs(&self, id: Uuid, lines: &[LogLine]) -> Result<bool> {
-        let bytes: usize = lines.iter().map(|l| l.output.len().max(1)).sum();
+        let bytes: usize = lines.iter().map(|l| l.output.len()).sum();
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut turn = self.turn().await?;
         let row = sqlx::query("SELECT logs_bytes FROM agents WHERE id = $1").bind(id).fetch_one(&mut *turn).await?;
         let used: i64 = row.try_get("logs_bytes")?;
-        let fits = used.saturating_add(bytes) <= MAX_LOG_BYTES;
+        let row = sqlx::query("SELECT count(*) AS n FROM agent_logs WHERE agent_id = $1").bind(id).fetch_one(&mut *turn).await?;
+        let stored: i64 = row.try_get("n")?;
+        let more = i64::try_from(lines.len()).unwrap_or(i64::MAX);
+        let fits = used.saturating_add(bytes) <= MAX_LOG_BYTES && stored.saturating_add(more) <= MAX_LOG_LINES;
         if fits {
             for line in lines {
                 sqlx::query(
@@ -245,7 +250,7 @@ impl Store {
         Ok(fits)
     }
 
-    /// The log lines of an agent after line `after`: [`MAX_LOG_BYTES`] at most.
+    /// The log lines of an agent after line `after`: [`MAX_LOG_LINES`] and [`MAX_LOG_BYTES`] at most.
     pub(crate) async fn logs(&self, id: Uuid, after: i64) -> Result<Vec<LogLine>> {
         let rows = sqlx::query_as("SELECT * FROM agent_logs WHERE agent_id = $1 AND id > $2 ORDER BY id");
         Ok(rows.bind(id).bind(after).fetch_all(&self.pool).await?)

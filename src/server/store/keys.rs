@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 /// How stale `last_used` may be: at most one write a minute for each key.
 const LAST_USED_EVERY: Duration = Duration::from_secs(60);
+/// How long an expired key is kept, so that its user is told of the expiry and can list it.
+const KEPT_EXPIRED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,13 +72,15 @@ pub(crate) enum Presented {
 }
 
 impl Store {
-    /// Makes a key and returns its token, which exists nowhere else afterwards.
+    /// Makes a key and returns its token, which exists nowhere else afterwards. Keys that expired long ago are deleted.
     ///
     /// # Errors
     /// [`super::StoreError::Taken`] when the user has a key of that name.
     pub(crate) async fn insert_key(&self, now: Stamp, key: NewKey<'_>) -> Result<SessionToken> {
         let token = SessionToken::generate()?;
         let lifetime = i64::try_from(key.lifetime.as_secs()).unwrap_or(i64::MAX);
+        let over = now.micros().saturating_sub(i64::try_from(KEPT_EXPIRED.as_micros()).unwrap_or(i64::MAX));
+        sqlx::query("DELETE FROM keys WHERE expires_at < $1").bind(over).execute(&self.pool).await?;
         sqlx::query(
             "INSERT INTO keys (id, user_id, secret_hash, name, is_token, lifetime_seconds,
                                created_at, updated_at, last_used, expires_at)
@@ -118,7 +122,7 @@ impl Store {
             KeyKind::Session => key.expires_at.max(now + key.lifetime),
             KeyKind::Token => key.expires_at,
         };
-        let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut turn = self.turn().await?;
         sqlx::query("UPDATE keys SET last_used = $2, expires_at = $3 WHERE id = $1")
             .bind(&key.id)
             .bind(now.micros())

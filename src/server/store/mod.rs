@@ -6,6 +6,7 @@
 mod agents;
 mod keys;
 mod migrations;
+mod turn;
 mod users;
 mod workspaces;
 

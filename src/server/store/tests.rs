@@ -19,6 +19,32 @@ fn session(user: &User) -> NewKey<'static> {
 }
 
 #[tokio::test]
+async fn the_store_works_again_once_a_full_disk_has_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let (mut a, mut b) = (store.pool.acquire().await.unwrap(), store.pool.acquire().await.unwrap());
+    for connection in [&mut a, &mut b] {
+        sqlx::query("PRAGMA max_page_count = 1").execute(&mut **connection).await.unwrap();
+    }
+    drop((a, b));
+    let mut refused = 0;
+    for n in 0..2000 {
+        match store.insert_workspace(Stamp::now(), user.id, &format!("w{n}")).await {
+            Ok(_) => assert!(refused < 2, "room again"),
+            Err(_) => refused += 1,
+        }
+        if refused == 2 {
+            break;
+        }
+    }
+    assert_eq!(refused, 2, "each of the two connections has met its limit");
+    for n in 0..4 {
+        store.insert_workspace(Stamp::now(), user.id, &format!("after{n}")).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_is_stored_survives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;

@@ -110,7 +110,7 @@ impl Store {
     /// [`StoreError::Taken`] when the owner has a workspace of that name.
     pub(crate) async fn insert_workspace(&self, now: Stamp, owner: Uuid, name: &str) -> Result<(Workspace, AgentToken)> {
         let (id, token) = (Uuid::new_v4(), AgentToken::generate()?);
-        let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut turn = self.turn().await?;
         sqlx::query(
             "INSERT INTO workspaces (id, owner_id, name, created_at, updated_at, last_used_at)
              VALUES ($1, $2, $3, $4, $4, $5)",
@@ -186,7 +186,7 @@ impl Store {
 
     /// Adds a build; one that deletes takes the workspace out of sight.
     pub(crate) async fn insert_build(&self, now: Stamp, build: NewBuild<'_>) -> Result<Build> {
-        let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut turn = self.turn().await?;
         let row = insert_build(&mut turn, now, build).await?;
         sqlx::query("UPDATE workspaces SET updated_at = $2, deleted = $3 WHERE id = $1")
             .bind(build.workspace)

@@ -134,6 +134,8 @@ pub(super) struct Flow {
     pub(super) stats: FlowStats,
     /// When the owner is gone: the moment until which it may linger.
     pub(super) released: Option<Instant>,
+    /// The same for an owner that is gone, but whose bytes are not all handed over yet.
+    lingers: Option<Instant>,
     iface: Interface,
     sockets: SocketSet<'static>,
     socket: SocketHandle,
@@ -210,6 +212,7 @@ impl Flow {
             buffers: 2 * buffer,
             stats: FlowStats::default(),
             released: None,
+            lingers: None,
             iface,
             sockets,
             socket,
@@ -530,7 +533,7 @@ impl Flow {
         if at.is_some_and(|at| at <= now) || self.repair.asked() == Some(Again::All) {
             return Turn::Now;
         }
-        [at, self.released, self.repair.due()].into_iter().flatten().min().map_or(Turn::Quiet, Turn::At)
+        [at, self.patience(), self.repair.due()].into_iter().flatten().min().map_or(Turn::Quiet, Turn::At)
     }
 
     /// Ends the flow without a word to the peer.

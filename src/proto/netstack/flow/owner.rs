@@ -5,9 +5,20 @@ use crate::base::Instant;
 use smoltcp::socket::tcp::State;
 
 impl Flow {
+    /// The owner is gone, but not all of its bytes are here yet: the time in which they may be delivered begins now.
+    pub(in crate::proto::netstack) fn linger(&mut self, now: Instant) {
+        self.lingers.get_or_insert(now + LINGER);
+    }
+
+    /// Until when a flow without owner may last.
+    pub(in crate::proto::netstack) fn patience(&self) -> Option<Instant> {
+        [self.released, self.lingers].into_iter().flatten().min()
+    }
+
     /// The owner is gone: what it wrote is delivered, what arrives is thrown away.
     pub(in crate::proto::netstack) fn release(&mut self, now: Instant) {
-        self.released = Some(now + LINGER);
+        self.linger(now);
+        self.released = self.lingers;
         if self.end.is_none() && self.state() == State::SynSent {
             self.end = Some(CloseReason::Finished);
         }

@@ -240,6 +240,26 @@ fn a_released_flow_lingers_for_a_minute_at_most() {
 }
 
 #[test]
+fn an_owner_that_is_gone_has_a_minute_for_what_it_still_holds() {
+    let mut w = World::new(1, ms(10));
+    let (a, b) = w.connect(22);
+    // B reads nothing, so its window closes and stays closed; it answers every probe.
+    let more = vec![7; 64 << 20];
+    let now = w.now;
+    assert!(w.a.write(a, &more) < more.len());
+    w.a.linger(now, a);
+    w.run(secs(30));
+    let now = w.now;
+    w.a.write(a, &more);
+    w.a.linger(now, a);
+    w.run(secs(29));
+    assert_eq!(w.closed(Side::A, a), None);
+    w.run(secs(2));
+    assert_eq!(w.closed(Side::A, a), Some(CloseReason::Reset));
+    assert!(w.b.read_state(b) != ReadState::Finished);
+}
+
+#[test]
 fn a_lost_last_ack_is_repeated_after_the_flow_is_gone() {
     let mut w = World::new(1, ms(10));
     let (a, b) = w.connect(22);
