@@ -1,21 +1,100 @@
-//! `tests/README.md` names tests that exist and run.
+//! `tests/README.md` holds a row for every line that must be shown, and names tests and commands that exist and run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::{fs, path::Path};
 
+/// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
+/// not go.
+const LINES: [(&str, &str); 37] = [
+    ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
+    ("`cargo test` passes", ".ci/run"),
+    ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
+    ("… `true` → 0", "tests/openssh/tunnel.rs::"),
+    ("… `exit 7` → 7", "tests/openssh/tunnel.rs::"),
+    ("… killed by a signal", "tests/openssh/tunnel.rs::"),
+    ("… 100 MB each way byte-equal", "tests/openssh/tunnel.rs::"),
+    ("… 20 × 100 MB through `cat` byte-equal", "tests/openssh/tunnel.rs::"),
+    ("… `tty`", "tests/openssh/tunnel.rs::"),
+    ("… resize", "tests/openssh/tunnel.rs::"),
+    ("… `printf x \\| ssh … cat` ends at once", "tests/openssh/tunnel.rs::"),
+    ("… 50 connects in a row, no repeated initiation, SYN or relay dial", "tests/openssh/tunnel.rs::"),
+    ("… `kill -9` of the parent → our process gone in 2 s", "tests/openssh/tunnel.rs::"),
+    ("`coder server --dev` in one terminal, `coder ssh dev` in another: colours and resize, a capture", "tests/cli/first.rs::"),
+    ("`coder create two`, its agent started from the printed line", "tests/cli/users.rs::"),
+    ("… in another namespace behind NAT, `coder ssh two`", "tests/netns/main.rs::"),
+    ("Server restarted on the same data folder: same token, same workspaces", "tests/cli/users.rs::"),
+    ("Two users do not see each other's workspaces", "tests/cli/users.rs::"),
+    ("UDP cut under a stream that ticks every 100 ms", "tests/netns/main.rs::"),
+    ("Agent killed and back: the client ends with the reason ≤ 5 s after its return", "tests/netns/main.rs::"),
+    ("Errors: wrong token", "tests/cli/errors.rs::"),
+    ("… unknown workspace", "tests/cli/errors.rs::"),
+    ("… agent down", "tests/cli/errors.rs::"),
+    ("… server gone", "tests/cli/errors.rs::"),
+    ("… port taken", "tests/cli/errors.rs::"),
+    ("… unreadable database", "tests/cli/errors.rs::"),
+    ("Auth: every route walked without and with a foreign token", "src/server/tests/access.rs::"),
+    ("Start and end: closed pipes, closed terminals, signals", "tests/cli/signals.rs::"),
+    ("No secret in a log", "tests/cli/secrets.rs::"),
+    ("Three mutations turn the suite red", ".ci/mutate"),
+    ("Goodput direct and relayed, kernel TCP, ratios", "cargo bench --bench e2e"),
+    ("First byte of `ssh --stdio`", "cargo bench --bench e2e"),
+    ("Idle `ssh --stdio`: memory and context switches", "cargo bench --bench e2e"),
+    ("Memory of agent and server, size of the binary", "cargo bench --bench e2e"),
+    ("`cargo check --no-default-features`, `clippy --all-targets -D warnings`, `cargo doc` without warnings", ".ci/run"),
+    ("An idle tunnel hardly wakes", "src/sim/tests/direct.rs::"),
+    ("A packet in steady state allocates nothing", "tests/packet_path.rs::"),
+];
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+/// Both columns of every row.
+fn rows(table: &str) -> Vec<(&str, &str)> {
+    table.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")).collect()
+}
+
+#[test]
+fn every_line_that_must_be_shown_has_a_row_that_names_its_proof() {
+    let table = read("tests/README.md");
+    let rows = rows(&table);
+    for (line, proof) in LINES {
+        let row = rows.iter().find(|(what, _)| what.starts_with(line)).unwrap_or_else(|| panic!("no row for: {line}"));
+        assert!(row.1.contains(proof), "{line}: shown by {:?}, not by {proof}", row.1);
+    }
+}
+
 #[test]
 fn every_test_that_the_table_names_exists_and_is_not_ignored() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let table = fs::read_to_string(root.join("tests/README.md")).unwrap();
+    let table = read("tests/README.md");
     let named: Vec<(&str, &str)> = table.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(".rs::")).collect();
-    assert!(named.len() > 20, "the table holds too little: {named:?}");
     for (file, name) in named {
-        let source = fs::read_to_string(root.join(file).with_extension("rs")).unwrap_or_else(|e| panic!("{file}.rs: {e}"));
+        let source = read(&format!("{file}.rs"));
         let function = format!("fn {name}()");
         let at = source.find(&function).unwrap_or_else(|| panic!("{file}.rs has no {name}"));
         let line = source[..at].rfind('\n').map_or(0, |newline| newline + 1);
         let attributes: Vec<&str> = source[..line].lines().rev().take_while(|l| l.trim().starts_with("#[")).collect();
         let is_test = attributes.iter().any(|a| a.contains("#[test]") || a.contains("#[tokio::test"));
         assert!(is_test && !attributes.iter().any(|a| a.contains("ignore")), "{name} does not run: {attributes:?}");
+    }
+}
+
+#[test]
+fn every_command_that_the_table_names_is_run_by_ci() {
+    let ci = read(".ci/run");
+    let lines: Vec<&str> = ci.lines().map(str::trim).collect();
+    for command in ["cargo bench --bench e2e", ".ci/mutate"] {
+        assert!(lines.iter().any(|line| line.starts_with(command)), ".ci/run does not run {command}");
+    }
+    assert!(lines.iter().any(|line| line.starts_with("cargo test --release")), ".ci/run does not run the tests");
+}
+
+#[test]
+fn every_openssh_test_through_the_tunnel_takes_all_three_ways() {
+    let source = read("tests/openssh/tunnel.rs");
+    for test in source.split("#[test]\n").skip(1) {
+        let (name, body) = test.split_once(" {\n").unwrap();
+        assert!(body.trim_start().starts_with("on_every_way(|lab|"), "{name} takes one way only");
     }
 }

@@ -246,6 +246,5 @@ fn a_packet_in_steady_state_allocates_nothing() {
         took.as_nanos() / u128::from(packets),
     );
     assert_eq!(counters.data_sent.relay, 0, "{counters:?}");
-    // Timers may touch the heap now and then: heartbeats of the path, entries of ordered maps.
-    assert!(allocations * 1_000 < packets, "{allocations} allocations for {packets} packets");
+    assert_eq!(allocations, 0, "for {packets} packets");
 }

@@ -338,10 +338,12 @@ mod tests {
         let (mut client, mut server) = (WebSocket::client(a, MAX_MESSAGE), WebSocket::server(b, MAX_MESSAGE));
         server.ping().await.unwrap();
         assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping);
-        let pump = tokio::spawn(async move { while let Some(Ok(_)) = client.next().await {} });
+        // Reading is what sends the answer.
+        let end = tokio::spawn(async move { client.next().await.unwrap().unwrap() });
         assert_eq!(server.next().await.unwrap().unwrap(), Message::Pong);
         server.close(1008, &"é".repeat(100)).await.unwrap();
-        pump.await.unwrap();
+        // A reason ends in front of the letter that would not fit wholly into its 123 bytes.
+        assert_eq!(end.await.unwrap(), Message::Close { code: 1008, reason: "é".repeat(61) });
     }
 
     #[tokio::test]

@@ -42,10 +42,18 @@ impl Counters {
         Self::all(lines).pop().unwrap_or_else(|| panic!("no counters were printed:\n{}", lines.join("\n")))
     }
 
-    /// Those printed right behind the last `path changed … to=direct` line.
+    /// Those printed when the path of a session became direct for the first time; it may not go back to the relay later.
+    /// The session's peer is the first that is new in `lines`: at an agent, others may still be on their way out.
     pub fn at_upgrade(lines: &[String]) -> Self {
-        let upgrade = lines.iter().rposition(|line| line.contains("path changed") && line.contains("to=direct"));
-        let upgrade = upgrade.unwrap_or_else(|| panic!("the path never became direct:\n{}", lines.join("\n")));
+        let changes = || lines.iter().enumerate().filter(|(_, line)| line.contains("path changed"));
+        let all = || lines.join("\n");
+        let (_, new) =
+            changes().find(|(_, line)| line.contains("from=none")).unwrap_or_else(|| panic!("no new peer:\n{}", all()));
+        let peer = new.split_whitespace().find(|word| word.starts_with("peer=")).expect("a change of a path names its peer");
+        let mut after = changes().filter(|(_, line)| line.contains(peer)).skip_while(|(_, line)| !line.contains("to=direct"));
+        let (upgrade, _) = after.next().unwrap_or_else(|| panic!("the path never became direct:\n{}", all()));
+        let back = after.find(|(_, line)| line.contains("to=relay"));
+        assert_eq!(back, None, "the path went back to the relay:\n{}", all());
         lines[upgrade..].iter().find_map(|line| Self::parse(line)).expect("counters follow the change of a path")
     }
 }

@@ -244,7 +244,7 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     of(pid).split_whitespace().filter_map(|p| Pid::from_raw(p.parse().ok()?)).collect()
 }
 
-/// The one process whose environment holds `setting` and whose command line holds `word`.
+/// Every process whose environment holds `setting` and whose command line holds `word`.
 pub fn find(setting: &str, word: &str) -> Vec<Pid> {
     let holds =
         |file: String, what: &str| fs::read(file).is_ok_and(|bytes| bytes.split(|b| *b == 0).any(|part| part == what.as_bytes()));

@@ -108,6 +108,10 @@ fn finish(mut child: Child) -> Output {
     Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
 }
 
+/// The receive window of OpenSSH's client for a session without a terminal: its `CHAN_SES_WINDOW_DEFAULT`. A client whose
+/// own reader has stopped takes this much and what its pipe holds, and not one byte more.
+const CLIENT_WINDOW: u64 = 2 << 20;
+
 /// Tries until `done` or the limit; nothing outside tells when a process has gone.
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
@@ -172,17 +176,14 @@ fn twenty_times_a_hundred_megabytes_come_back_through_cat_unchanged() {
 #[test]
 fn a_slow_reader_of_its_own_output_still_gets_all_of_it() {
     let Some(host) = Host::start() else { return };
-    // The client does not read its output until much more than all windows and buffers has been offered as input.
+    // Much more than all windows and buffers hold is offered as input, and nobody reads the client's output before its window
+    // is used up.
     let sent = noise(64 << 20, 3);
     let mut child = host.ssh(&[]).args(["x@127.0.0.1", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let input = sent.clone();
     let feed = thread::spawn(move || stdin.write_all(&input).unwrap());
-    eventually("the input did not stop", || {
-        let before = host.counters();
-        thread::sleep(Duration::from_millis(300));
-        before.received > 0 && host.counters() == before
-    });
+    eventually("the output did not fill the client's window", || host.counters().sent > CLIENT_WINDOW);
     let mut got = Vec::new();
     stdout.read_to_end(&mut got).unwrap();
     feed.join().unwrap();
@@ -222,12 +223,10 @@ fn a_second_session_answers_beside_one_whose_output_nobody_reads() {
     let control = format!("ControlPath={}/c", folder.path().display());
     let mut master = host.ssh(&["-M", "-o", &control]).args(["x@127.0.0.1", "cat /dev/zero"]).spawn().unwrap();
     eventually("no master", || folder.path().join("c").exists());
-    eventually("the output did not stop", || {
-        let before = host.counters();
-        thread::sleep(Duration::from_millis(300));
-        before.sent > 0 && host.counters().sent == before.sent
-    });
+    eventually("the output did not fill the client's window", || host.counters().sent > CLIENT_WINDOW);
     assert_eq!(text(&host.run(&["-o", &control], "echo here", b"").stdout), "here\n");
+    let sent = host.counters().sent;
+    assert!(sent < 2 * CLIENT_WINDOW, "{sent} bytes were sent to a client that reads nothing");
     master.kill().unwrap();
     master.wait().unwrap();
 }

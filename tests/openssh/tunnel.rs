@@ -4,7 +4,7 @@ use crate::{
     harness::{
         counters::Counters,
         noise,
-        process::{Finished, LIMIT, children, gone_within, pidfd, text},
+        process::{Finished, children, gone_within, pidfd, text},
     },
     ways::{AT_ONCE, on_every_way},
 };
@@ -108,8 +108,7 @@ fn fifty_connects_in_a_row_repeat_nothing() {
         let mut took = Vec::new();
         for round in 1..=50 {
             let started = Instant::now();
-            let mut ssh = lab.connect(&[], "echo here");
-            let ended = ssh.finish(LIMIT);
+            let ended = lab.run(&[], "echo here", Vec::new());
             took.push(started.elapsed());
             assert_eq!((ended.code(), text(&ended.stdout)), (Some(0), "here\n".to_owned()), "{}", ended.said());
             let counted = Counters::last(&ended.lines);
@@ -117,7 +116,11 @@ fn fifty_connects_in_a_row_repeat_nothing() {
             assert_eq!(repeated, (1, 1, 1), "connect {round}: initiations, SYNs, relay dials\n{}", ended.said());
         }
         took.sort();
-        println!("  a whole `ssh … echo`: median {:?}, worst {:?}", took[took.len() / 2], took[took.len() - 1]);
+        println!(
+            "  a whole `ssh … echo`, its path and proof awaited: median {:?}, worst {:?}",
+            took[took.len() / 2],
+            took[took.len() - 1]
+        );
     });
 }
 
@@ -126,6 +129,7 @@ fn our_process_ends_with_its_killed_parent() {
     on_every_way(|lab| {
         let mut ssh = lab.start(&[], "echo up; cat");
         let ours = proxy_of(&ssh);
+        lab.prove_running(&mut ssh);
         ssh.kill();
         let killed = Instant::now();
         assert!(gone_within(ours, Duration::from_secs(2)), "it outlives its parent");

@@ -137,7 +137,7 @@ fn group_of(child: &Child) -> io::Result<Group> {
 }
 
 /// Without a terminal too the command leads its own session, so that nothing typed at the agent's terminal reaches it.
-#[allow(unsafe_code, reason = "the standard library starts a process in its own group, but not in its own session")]
+#[expect(unsafe_code, reason = "the standard library starts a process in its own group, but not in its own session")]
 fn own_session(command: &mut Command) {
     // SAFETY: between fork and exec the closure makes one system call and neither allocates nor locks.
     unsafe {

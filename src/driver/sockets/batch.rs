@@ -69,6 +69,14 @@ impl Batches {
         self.queue.is_empty()
     }
 
+    /// Queues one datagram of any length, even one that no slot holds.
+    #[cfg(test)]
+    pub(super) fn push_any(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        let used = bytes.len();
+        let buffer = bytes.into_boxed_slice();
+        self.queue.push_back(Batch { to, buffer, used, segment: used, count: 1, sealed: true });
+    }
+
     /// Whether a datagram of `len` bytes can be taken.
     pub(super) fn room(&self, len: usize) -> bool {
         len <= BATCH_BYTES && self.queue.len() < MAX_BATCHES

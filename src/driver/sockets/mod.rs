@@ -385,16 +385,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_datagram_too_long_for_any_link_is_counted_not_retried() {
-        let mut a = Sockets::bind(0).unwrap();
-        // The don't-fragment bit is set: on loopback (MTU 65,536 at most) this length cannot leave in one piece.
-        let to = loopback(9, false);
-        let len = 64_990;
-        a.slot(to, len).fill(1);
-        a.commit(&to, len);
+        let (mut a, mut b) = (Sockets::bind(0).unwrap(), Sockets::bind(0).unwrap());
+        let to = loopback(b.ports().0.unwrap(), false);
+        // One byte more than any IPv4 datagram holds; loopback itself takes whatever fits into one.
+        let long = vec![1; 65_508];
+        let socket = a.v4.as_mut().unwrap();
+        let refused = send(&socket.io, &socket.state, to, &long, None).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::MSGSIZE.raw_os_error()), "{refused}");
+        socket.batches.push_any(to, long);
         a.flush();
         let c = a.counters();
-        assert_eq!(c.sent + c.send_errors, 1);
-        assert!(a.v4.as_ref().unwrap().batches.is_empty());
+        assert_eq!((c.sent, c.send_errors, c.blocked), (0, 1, 0));
+        assert!(a.v4.as_ref().unwrap().batches.is_empty(), "it would be tried again");
+        // What is queued behind it leaves.
+        a.v4.as_mut().unwrap().batches.push_any(to, vec![1; 65_508]);
+        a.slot(to, 3).copy_from_slice(b"abc");
+        a.commit(&to, 3);
+        a.flush();
+        assert_eq!((a.counters().sent, a.counters().send_errors), (1, 2));
+        readable(&mut b).await;
+        assert_eq!(b.receive(64, |_, _, d| assert_eq!(d, b"abc")), 1);
     }
 
     #[tokio::test]

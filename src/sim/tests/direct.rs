@@ -119,6 +119,25 @@ fn an_idle_pair_is_direct_again_with_the_next_bytes() {
 }
 
 #[test]
+fn an_idle_pair_wakes_rarely() {
+    each_seed(|world, rng| {
+        let (client, agent, stream, accepted) = direct_pair(world, rng);
+        // What belongs to the start ends.
+        world.run_for(secs(60));
+        let mut steps = 0_u32;
+        let minutes = 10_u32;
+        // Looked at once a step: a deadline of one of the nodes, the relay or the coordinator, or something that arrives.
+        world.run_until(secs(u64::from(60 * minutes)), |_| {
+            steps += 1;
+            false
+        });
+        let rate = f64::from(steps) / f64::from(minutes * 60);
+        assert!(rate < 4.0, "{rate} steps a second in an idle world: {}", world.place());
+        assert!(world.condition(client, stream) == world.condition(agent, accepted), "{}", world.place());
+    });
+}
+
+#[test]
 fn a_path_too_narrow_for_full_packets_is_never_used() {
     each_seed(|world, rng| {
         // Holds everything but a WireGuard packet of full size.
