@@ -39,6 +39,10 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long an idle connection is kept: the calls of one command follow each other closely.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long sent bytes may stay unacknowledged before the kernel gives a connection up, upgraded ones included.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const STUCK: Duration = Duration::from_secs(30);
+
 /// The header that carries the session or agent token.
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("coder-session-token");
 
@@ -172,6 +176,10 @@ impl Shared {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(2)
             .retry(reqwest::retry::never());
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            builder = builder.tcp_user_timeout(STUCK);
+        }
         match &options.proxy {
             ProxyChoice::Environment => {}
             ProxyChoice::Direct => builder = builder.no_proxy(),

@@ -151,6 +151,42 @@ async fn a_relay_that_ends_brings_the_link_down() {
     assert!(!a.link.lane.room(1));
 }
 
+#[tokio::test]
+async fn a_relay_that_leaves_a_ping_unanswered_is_down_and_one_that_answers_stays() {
+    let (_server, port, _task) = relay().await;
+    let (front, silence) = mutable(port).await;
+    let dead = Client::connect(region(front), false).await;
+    let mut alive = Client::connect(region(port), false).await;
+    silence.send_replace(true);
+    let begin = Instant::now();
+    dead.link.lane.ping();
+    alive.link.lane.ping();
+    until(&dead.relays, || dead.link.lane.state() == State::Down).await;
+    assert!(begin.elapsed() >= Duration::from_millis(2_900), "a slow answer must count: {:?}", begin.elapsed());
+    let to = alive.key;
+    alive.send(&to, b"still here");
+    alive.link.lane.flush();
+    assert_eq!(alive.next().await, Ok((to, b"still here".to_vec())));
+}
+
+/// In front of the relay: passes everything, and nothing at all once it is told to fall silent.
+async fn mutable(to: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (silence, mut told) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut relay = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut relay) => {}
+            () = async { drop(told.wait_for(|silent| *silent).await) } => {}
+        }
+        // Both connections stay open for as long as the test runs.
+        std::future::pending::<()>().await;
+    });
+    (port, silence)
+}
+
 /// In front of the relay: `/derp` by `Upgrade: derp` gets `answer` (nothing at all when empty), WebSockets pass.
 async fn picky(answer: &'static [u8], to: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
