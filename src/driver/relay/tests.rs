@@ -248,6 +248,35 @@ async fn the_next_node_of_a_region_serves_when_the_first_does_not() {
     Client::connect(both, false).await;
 }
 
+/// A listener that takes no more connections: the kernel swallows their SYNs.
+fn swallow() -> (socket2::Socket, Vec<socket2::Socket>, u16) {
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let fill = || {
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
+        // Under way, or waiting for ever: both fill the queue.
+        let _ = client.connect(&address);
+        client
+    };
+    (listener, std::iter::repeat_with(fill).take(8).collect(), address.as_socket().unwrap().port())
+}
+
+#[tokio::test]
+async fn the_next_node_of_a_region_serves_when_the_first_swallows_everything() {
+    let (_server, port, _task) = relay().await;
+    let (_listener, _fill, deaf) = swallow();
+    let mut both = region(deaf);
+    both.nodes.extend(region(port).nodes);
+    let begin = Instant::now();
+    let a = Client::connect(both, false).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!((a.relays.counters().upgrades, a.relays.counters().failures), (1, 0));
+}
+
 #[tokio::test]
 async fn a_failed_dial_says_why_and_counts() {
     let dead = {
