@@ -1,8 +1,8 @@
 //! The relay server's side of connections: one task each around one shared registry (`derp.md` §6).
 //!
-//! A task reads and writes at once. What it reads goes under the lock straight into the receivers' queues, then their
-//! tasks are woken; what waits for its own client it takes out in portions. A client that takes nothing for
-//! [`WRITE_TIMEOUT`] is given up.
+//! A task reads and writes at once. A login is opened and answered before the lock is taken; what follows goes under the
+//! lock straight into the receivers' queues, then their tasks are woken. What waits for its own client a task takes out
+//! in portions. A client that takes nothing for [`WRITE_TIMEOUT`] is given up.
 
 use crate::{
     base::{NodeKey, Rng},
@@ -169,8 +169,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                 return Ok(Poll::Pending);
             }
             let Some(conn) = &mut self.conn else { return Ok(Poll::Pending) };
+            let (now, mut input) = (clock::now(), buffer.filled());
+            // Before the lock: no login of one client holds the packets of all others up.
+            conn.handle_login(now, &mut input).map_err(io::Error::other)?;
             let mut shared = self.server.lock();
-            conn.handle_bytes(clock::now(), buffer.filled(), &mut shared.registry).map_err(io::Error::other)?;
+            conn.handle_bytes(now, input, &mut shared.registry).map_err(io::Error::other)?;
             shared.wake_ready();
         }
         Ok(Poll::Ready(true))

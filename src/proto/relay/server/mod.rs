@@ -4,8 +4,9 @@
 //!
 //! ```text
 //! open:   let mut conn = registry.lock().open(now);
-//! read:   { let r = &mut *registry.lock(); conn.handle_bytes(now, &read, r)?; take all of r.poll_ready() } wake those tasks
-//! woken:  loop { let more = registry.lock().poll_output(conn.id(), &mut out, 256 KiB); write out; if !more, stop }
+//! read:   conn.handle_login(now, &mut read)?;
+//!         { let r = &mut *registry.lock(); conn.handle_bytes(now, read, r)?; take all of r.poll_ready() } wake those tasks
+//! woken:  loop { let more = registry.lock().poll_output(conn.id(), &mut out, 128 KiB); write out; if !more, stop }
 //! timer:  at conn.poll_timeout(): conn.handle_timeout(now, &mut registry.lock())?
 //! end:    registry.lock().close(conn), wake what poll_ready names
 //! ```

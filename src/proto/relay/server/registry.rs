@@ -4,7 +4,7 @@ use super::{conn::RelayConn, queue::PacketQueue};
 use crate::{
     base::{Instant, NodeKey, Rng},
     wire::{
-        derp::{Frame, GoneReason, RelaySecret, ServerInfo},
+        derp::{Frame, GoneReason, RelaySecret},
         disco,
     },
 };
@@ -236,15 +236,13 @@ impl Registry {
         }
     }
 
-    /// A connection has proven its key: it becomes the active one at once.
-    pub(super) fn login(&mut self, id: ConnId, key: NodeKey) {
+    /// A connection has proven its key and is to be told `answer`: it becomes the active one at once.
+    pub(super) fn login(&mut self, id: ConnId, key: NodeKey, answer: &[u8]) {
         self.counters.logins += 1;
         self.epoch += 1;
         self.clients.entry(key).or_default().conns.push(id);
-        let nonce = self.rng.bytes();
-        let Self { secret, outboxes, .. } = self;
-        if let Some(outbox) = outboxes.get_mut(id.slot).filter(|o| o.serial == id.serial) {
-            ServerInfo::unlimited().write(secret, &key, nonce, &mut outbox.head);
+        if let Some(outbox) = self.outbox(id) {
+            outbox.head.extend_from_slice(answer);
         }
         self.wake(id);
     }
@@ -362,7 +360,7 @@ mod tests {
     /// A connection that has proven its key.
     fn join(registry: &mut Registry, n: u64) -> ConnId {
         let id = registry.open(Instant::ZERO).id();
-        registry.login(id, key(n));
+        registry.login(id, key(n), &[]);
         id
     }
 
