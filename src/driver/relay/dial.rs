@@ -8,7 +8,8 @@
 use crate::{
     base::RegionId,
     driver::{
-        http::{Http, HttpError, Io, Method},
+        dns::Prescribed,
+        http::{Http, HttpError, Io, Method, Overlay},
         websocket::ByteStream,
     },
     wire::derp::{HostIp, Region, RelayNode},
@@ -138,7 +139,7 @@ pub(super) async fn measure(http: &Http, region: &Region) -> Option<Duration> {
     timeout(MEASURE_LIMIT, both).await.ok()?
 }
 
-/// The HTTP client for one node, with the addresses and the certificate that the map prescribes.
+/// The HTTP client for one node, with the addresses and the certificate that the map prescribes (`derp.md` §8).
 fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
     let scheme = if node.plain_http { "http" } else { "https" };
     let mut fixed: Vec<IpAddr> = Vec::new();
@@ -152,16 +153,24 @@ fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
         Some(ip) if node.host.is_empty() => ip.to_string(),
         _ => node.host.clone(),
     };
+    let (v4_off, v6_off) = (node.ipv4 == HostIp::Off, node.ipv6 == HostIp::Off);
+    // A literal is its own and only address.
+    let unusable = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => v4_off,
+        Ok(IpAddr::V6(_)) => v6_off,
+        Err(_) => v4_off && v6_off,
+    };
+    if unusable {
+        return Err(HttpError::Setting(format!(
+            "the relay map switches off every address family of relay node {:?}; allow IPv4 or IPv6 for it",
+            node.name
+        )));
+    }
     let bracketed = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.clone() };
-    let mut http = http.at(&format!("{scheme}://{bracketed}:{}", node.relay_port))?;
-    if node.insecure {
-        http = http.unchecked()?;
-    }
-    http.fix_addresses(&host, fixed);
-    if !node.cert_name.is_empty() {
-        http.expect_certificate(&host, &node.cert_name);
-    }
-    Ok(http)
+    let (v4, v6) = (node.ipv4 == HostIp::Resolve, node.ipv6 == HostIp::Resolve);
+    let addresses = (!v4 || !v6).then_some(Prescribed { host, fixed, v4, v6 });
+    let overlay = Overlay { addresses, certificate: node.cert_name.clone(), unchecked: node.insecure };
+    http.at_relay(&format!("{scheme}://{bracketed}:{}", node.relay_port), overlay)
 }
 
 /// Runs `second` beside `first` once that stalls, or alone once it failed. What cannot even connect has no second try:

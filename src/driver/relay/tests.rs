@@ -7,7 +7,7 @@ use crate::{
         clock,
         http::{HttpOptions, ProxyChoice},
     },
-    wire::derp::RelayNode,
+    wire::derp::{HostIp, RelayNode},
 };
 use std::future::poll_fn;
 use tokio::{
@@ -28,8 +28,12 @@ fn secret() -> NodeSecret {
 }
 
 async fn relay() -> (RelayServer, u16, JoinHandle<std::io::Result<()>>) {
+    relay_at("127.0.0.1:0").await
+}
+
+async fn relay_at(address: &str) -> (RelayServer, u16, JoinHandle<std::io::Result<()>>) {
     let server = RelayServer::new(secret(), clock::random().unwrap());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let task = tokio::spawn({
         let server = server.clone();
@@ -289,6 +293,36 @@ async fn a_failed_dial_says_why_and_counts() {
         until(&relays, || link.lane.state() == State::Down).await;
         assert!(link.lane.why().contains(why), "{}", link.lane.why());
         assert_eq!((relays.counters().dials, relays.counters().failures), (1, 1));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_address_that_a_map_gives_a_relay_is_used_for_that_relay_alone() {
+    let (_server, port, _task) = relay_at("127.0.0.2:0").await;
+    let mut there = region(port);
+    "localhost".clone_into(&mut there.nodes[0].host);
+    there.nodes[0].ipv4 = HostIp::Fixed("127.0.0.2".parse().unwrap());
+    there.nodes[0].ipv6 = HostIp::Off;
+    let a = Client::connect(there, false).await;
+    // The node's other requests to that host know nothing of it.
+    let http = a.relays.http.at(&format!("http://localhost:{port}")).unwrap();
+    assert!(http.upgrade_derp("/derp").await.is_err_and(|e| e.is_connect()));
+}
+
+#[tokio::test]
+async fn a_relay_without_any_address_family_says_so() {
+    let mut off = region(1);
+    "relay.invalid".clone_into(&mut off.nodes[0].host);
+    off.nodes[0].ipv4 = HostIp::Off;
+    off.nodes[0].ipv6 = HostIp::Off;
+    let mut literal = region(1);
+    literal.nodes[0].ipv4 = HostIp::Off;
+    for region in [off, literal] {
+        let relays = relays(&secret(), false);
+        let link = relays.open(id(), region, false, clock::random().unwrap());
+        until(&relays, || link.lane.state() == State::Down).await;
+        assert!(link.lane.why().contains("every address family of relay node \"7a\""), "{}", link.lane.why());
     }
 }
 
