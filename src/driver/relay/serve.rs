@@ -7,7 +7,7 @@
 use crate::{
     base::{NodeKey, Rng},
     driver::clock,
-    proto::relay::server::{ConnId, Counters, Registry, RelayConn, WRITE_TIMEOUT},
+    proto::relay::server::{ConnId, Counters, DRAIN_TIMEOUT, Registry, RelayConn, WRITE_TIMEOUT},
     wire::derp::RelaySecret,
 };
 use futures::task::AtomicWaker;
@@ -108,6 +108,7 @@ impl RelayServer {
             buffer,
             out,
             written,
+            drain_by: Instant::now() + DRAIN_TIMEOUT,
             more: true,
             unflushed: false,
             stalled: false,
@@ -136,6 +137,8 @@ struct Task<'a, T> {
     buffer: Box<[u8]>,
     out: Vec<u8>,
     written: usize,
+    /// When `out` must be written.
+    drain_by: Instant,
     /// The registry has or may have more for us.
     more: bool,
     unflushed: bool,
@@ -188,6 +191,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                     && let Some(conn) = &self.conn
                 {
                     self.more = self.server.lock().registry.poll_output(conn.id(), &mut self.out, WRITE_BYTES);
+                    self.drain_by = Instant::now() + DRAIN_TIMEOUT;
                 }
                 if self.out.is_empty() {
                     if self.unflushed && Pin::new(&mut self.io).poll_flush(cx)?.is_ready() {
@@ -206,7 +210,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                 }
                 Poll::Pending => {
                     if !std::mem::replace(&mut self.stalled, true) {
-                        stall.as_mut().reset(Instant::now() + WRITE_TIMEOUT);
+                        stall.as_mut().reset((Instant::now() + WRITE_TIMEOUT).min(self.drain_by));
                     }
                     if stall.as_mut().poll(cx).is_ready() {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));

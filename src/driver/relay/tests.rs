@@ -7,11 +7,11 @@ use crate::{
         clock,
         http::{HttpOptions, ProxyChoice},
     },
-    wire::derp::{HostIp, RelayNode},
+    wire::derp::{ClientInfo, HostIp, RelayNode, write_send_packet},
 };
 use std::future::poll_fn;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -171,6 +171,31 @@ async fn a_relay_that_leaves_a_ping_unanswered_is_down_and_one_that_answers_stay
     alive.send(&to, b"still here");
     alive.link.lane.flush();
     assert_eq!(alive.next().await, Ok((to, b"still here".to_vec())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_a_byte_now_and_then_is_given_up() {
+    let server = RelayServer::new(secret(), clock::random().unwrap());
+    let (mut client, theirs) = tokio::io::duplex(256);
+    let serving = tokio::spawn({
+        let server = server.clone();
+        async move { server.serve(theirs).await }
+    });
+    let secret = secret();
+    let mut sent = Vec::new();
+    ClientInfo::of_node().write(&secret, &server.public_key(), [1; 24], &mut sent);
+    for _ in 0..100 {
+        write_send_packet(&secret.public(), &[0; 1_000], &mut sent);
+    }
+    client.write_all(&sent).await.unwrap();
+    let begin = Instant::now();
+    while !serving.is_finished() && begin.elapsed() < Duration::from_secs(100) {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        // The end of the stream is an end too.
+        let _ = client.read_u8().await;
+    }
+    assert!(begin.elapsed() < Duration::from_secs(35), "{:?}", begin.elapsed());
+    assert_eq!(serving.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
 }
 
 /// In front of the relay: passes everything, and nothing at all once it is told to fall silent.
