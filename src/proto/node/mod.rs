@@ -15,7 +15,7 @@
 //! - What a peer sends is taken only when its inner source is one of the addresses that it announced.
 //! - Nothing is sealed without a session and a lane with room: flows wait, nothing is dropped inside.
 //! - The data plane asks the coordinator for nothing: without it every tunnel goes on.
-//! - In steady state a packet costs no allocation and only hash look-ups.
+//! - In steady state a packet costs no allocation, and no look at all peers, dials or pings: their timers are ordered.
 
 mod control;
 mod coordination;
