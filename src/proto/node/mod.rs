@@ -40,7 +40,7 @@ pub use send::{Budget, SendSpace, Turn};
 use crate::{
     base::{Deadline, DiscoSecret, Instant, Lane, NodeKey, NodeSecret, PeerIx, RegionId, Rng, Via},
     proto::{netcheck::Netcheck, netstack, netstack::Netstack, path::Paths, relay::routes::Relays, wg, wg::WireGuard},
-    wire::{Kind, classify, ip::MTU},
+    wire::{Kind, classify, ip::MTU, wg::MAX_DATAGRAM},
 };
 use control::Control;
 use dials::{Dials, Pings};
@@ -82,9 +82,6 @@ pub struct Config {
     /// Bytes of all TCP buffers together; flows beyond it get small ones.
     pub buffer_bytes: usize,
 }
-
-/// Longest datagram that is looked at: the largest one of a tunnel is 1,312 bytes long.
-const MAX_DATAGRAM: usize = 2_048;
 
 /// A peer that says something after so long is back from an outage or from sleep. Longer than any round trip, shorter
 /// than the back-off that its flows have reached meanwhile.
