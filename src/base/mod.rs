@@ -16,4 +16,4 @@ pub use key::{DiscoKey, DiscoSecret, NodeKey, NodeSecret, ParseKeyError};
 pub use lane::{FlowId, Lane, PeerIx, SocketIx, Via};
 pub use rng::Rng;
 pub use time::{Deadline, Instant, WallTime};
-pub use timer::TimerQueue;
+pub use timer::Timers;

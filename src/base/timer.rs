@@ -1,4 +1,5 @@
-//! Timers of many keys, cheap to move with every packet.
+//! Timers of many keys, cheap to move with every packet. The flows of a netstack, which must not allocate and whose keys are
+//! small numbers, have an indexed heap of their own.
 
 use super::Instant;
 use std::collections::BTreeSet;
@@ -8,17 +9,17 @@ use std::collections::BTreeSet;
 /// A deadline that moves away with every packet would cost a tree operation each time. So an entry that has become too
 /// early stays: its key is called once for nothing and then entered anew.
 #[derive(Debug)]
-pub struct TimerQueue<K> {
+pub struct Timers<K> {
     entries: BTreeSet<(Instant, K)>,
 }
 
-impl<K> Default for TimerQueue<K> {
+impl<K> Default for Timers<K> {
     fn default() -> Self {
         Self { entries: BTreeSet::new() }
     }
 }
 
-impl<K: Copy + Ord> TimerQueue<K> {
+impl<K: Copy + Ord> Timers<K> {
     /// Makes sure that `key` is popped no later than at `due`. `entry` is the key's memory of its place in here.
     pub fn schedule(&mut self, key: K, entry: &mut Option<Instant>, due: Option<Instant>) {
         let Some(due) = due else { return };
@@ -59,7 +60,7 @@ mod tests {
     #[test]
     fn an_entry_moves_forward_but_never_back() {
         let (early, late) = (Instant::from_nanos(5), Instant::from_nanos(9));
-        let mut queue = TimerQueue::default();
+        let mut queue = Timers::default();
         let mut entry = None;
         queue.schedule('a', &mut entry, Some(late));
         queue.schedule('a', &mut entry, Some(early));
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_removed_key_is_not_popped() {
-        let mut queue = TimerQueue::default();
+        let mut queue = Timers::default();
         let (mut a, mut b) = (None, None);
         queue.schedule('a', &mut a, Some(Instant::ZERO));
         queue.schedule('b', &mut b, Some(Instant::ZERO));

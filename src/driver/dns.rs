@@ -56,34 +56,57 @@ async fn ask_servers(host: &str) -> Option<Vec<IpAddr>> {
     (!out.is_empty()).then_some(out)
 }
 
-/// The same resolution for the HTTP client, with addresses that a relay map prescribes for some names.
-#[derive(Debug, Default, Clone)]
-pub(super) struct HttpResolver {
-    fixed: Arc<std::sync::Mutex<std::collections::BTreeMap<String, Vec<IpAddr>>>>,
+/// How long DNS is waited for when the relay map already gives an address of the other family.
+const BESIDE: Duration = Duration::from_millis(500);
+
+/// Where a relay map says that a host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Prescribed {
+    /// The host that this is about.
+    pub(super) host: String,
+    /// Its addresses.
+    pub(super) fixed: Vec<IpAddr>,
+    /// Whether DNS may add IPv4 addresses.
+    pub(super) v4: bool,
+    /// Whether DNS may add IPv6 addresses.
+    pub(super) v6: bool,
 }
 
-impl HttpResolver {
-    /// From now on `host` has these addresses; an empty list gives it back to DNS.
-    pub(super) fn fix(&self, host: &str, addresses: Vec<IpAddr>) {
-        let mut fixed = self.fixed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if addresses.is_empty() {
-            fixed.remove(host);
-        } else {
-            fixed.insert(host.to_owned(), addresses);
+impl Prescribed {
+    async fn resolve(&self) -> io::Result<Vec<IpAddr>> {
+        let mut out = self.fixed.clone();
+        if !self.v4 && !self.v6 {
+            return Ok(out);
         }
+        let found = if out.is_empty() {
+            resolve(&self.host).await?
+        } else {
+            tokio::time::timeout(BESIDE, resolve(&self.host)).await.ok().and_then(Result::ok).unwrap_or_default()
+        };
+        out.extend(found.into_iter().filter(|ip| if ip.is_ipv4() { self.v4 } else { self.v6 }));
+        if out.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address of a family that the relay map allows"));
+        }
+        Ok(out)
     }
+}
 
-    fn fixed(&self, host: &str) -> Option<Vec<IpAddr>> {
-        self.fixed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(host).cloned()
+/// The same resolution for one HTTP client, but for the host whose addresses a relay map prescribes to it.
+#[derive(Debug, Default, Clone)]
+pub(super) struct HttpResolver(Option<Arc<Prescribed>>);
+
+impl HttpResolver {
+    pub(super) fn new(prescribed: Option<Prescribed>) -> Self {
+        Self(prescribed.map(Arc::new))
     }
 }
 
 impl reqwest::dns::Resolve for HttpResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let fixed = self.fixed(name.as_str());
+        let prescribed = self.0.clone().filter(|prescribed| prescribed.host.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
-            let found = match fixed {
-                Some(found) => found,
+            let found = match prescribed {
+                Some(prescribed) => prescribed.resolve().await?,
                 None => resolve(name.as_str()).await?,
             };
             let addresses = found.into_iter().map(|ip| SocketAddr::new(ip, 0));
@@ -103,12 +126,33 @@ mod tests {
         assert!(resolve("localhost").await.unwrap().iter().all(IpAddr::is_loopback));
     }
 
-    #[tokio::test]
-    async fn prescribed_addresses_win_over_dns() {
+    fn prescribe(host: &str, fixed: &[&str], v4: bool, v6: bool) -> HttpResolver {
+        let fixed = fixed.iter().map(|ip| ip.parse().unwrap()).collect();
+        HttpResolver::new(Some(Prescribed { host: host.to_owned(), fixed, v4, v6 }))
+    }
+
+    async fn ask(resolver: &HttpResolver, name: &str) -> Result<Vec<IpAddr>, String> {
         use reqwest::dns::Resolve as _;
-        let resolver = HttpResolver::default();
-        resolver.fix("relay.invalid", vec!["192.0.2.9".parse().unwrap()]);
-        let found: Vec<_> = resolver.resolve("relay.invalid".parse().unwrap()).await.unwrap().collect();
-        assert_eq!(found, ["192.0.2.9:0".parse().unwrap()]);
+        let found = resolver.resolve(name.parse().unwrap()).await.map_err(|e| e.to_string())?;
+        Ok(found.map(|address| address.ip()).collect())
+    }
+
+    #[tokio::test]
+    async fn prescribed_addresses_count_for_their_host_and_their_resolver_alone() {
+        let resolver = prescribe("localhost", &["192.0.2.9"], false, false);
+        assert_eq!(ask(&resolver, "LOCALHOST").await, Ok(vec!["192.0.2.9".parse().unwrap()]));
+        let other = ask(&HttpResolver::default(), "localhost").await.unwrap();
+        assert!(other.iter().all(IpAddr::is_loopback));
+        let resolver = prescribe("relay.invalid", &["192.0.2.9"], false, false);
+        assert!(ask(&resolver, "localhost").await.unwrap().iter().all(IpAddr::is_loopback));
+    }
+
+    #[tokio::test]
+    async fn a_family_that_is_off_is_not_taken_from_dns() {
+        let v4 = ask(&prescribe("localhost", &[], true, false), "localhost").await.unwrap();
+        assert!(!v4.is_empty() && v4.iter().all(IpAddr::is_ipv4), "{v4:?}");
+        let both = ask(&prescribe("localhost", &["2001:db8::1"], true, false), "localhost").await.unwrap();
+        assert_eq!(both[0], "2001:db8::1".parse::<IpAddr>().unwrap());
+        assert!(both.len() > 1 && both[1..].iter().all(IpAddr::is_ipv4), "{both:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What all handlers and tasks of one server share.
 
 use super::token::{NoRandomness, seed};
-use super::{coordination::Coordination, live::Agents, resume::ResumeTokens, store::Store};
+use super::{coordination::Coordination, listen, live::Agents, places::Places, resume::ResumeTokens, store::Store};
 use crate::{
     base::{NodeSecret, RegionId, Rng},
     driver::relay::RelayServer,
@@ -48,6 +48,7 @@ struct Inner {
     agents: Agents,
     coordination: Coordination,
     relay: RelayServer,
+    places: Places,
     resume: ResumeTokens,
     changes: broadcast::Sender<Uuid>,
     stop: CancellationToken,
@@ -70,6 +71,7 @@ impl App {
             agents: Agents::default(),
             coordination: Coordination::default(),
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
+            places: listen::places(),
             resume: ResumeTokens::new()?,
             changes,
             stop: CancellationToken::new(),
@@ -115,6 +117,11 @@ impl App {
     /// The embedded relay.
     pub(crate) fn relay(&self) -> &RelayServer {
         &self.0.relay
+    }
+
+    /// Who may hold how many connections.
+    pub(crate) fn places(&self) -> &Places {
+        &self.0.places
     }
 
     /// The tokens by which clients keep their peer id.

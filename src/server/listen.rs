@@ -1,9 +1,13 @@
 //! The TCP side: accepting connections, and HTTP/1.1 on each.
 //!
-//! Bounds: connections at once, time for a request's head, the head's size. A peer that takes nothing of what we write
-//! is dropped by the kernel after [`STUCK`].
+//! Bounds: connections at once, and of one source ([`super::places`]); time for a request's head, the head's size. A peer that
+//! takes nothing of what we write is dropped by the kernel after [`STUCK`].
 
-use super::{app::App, relay, routes};
+use super::{
+    app::App,
+    places::{Place, Places},
+    relay, routes,
+};
 use axum::Router;
 use bytes::{Buf as _, Bytes};
 use hyper::server::conn::http1;
@@ -14,14 +18,12 @@ use hyper_util::{
 use std::{
     io,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 
@@ -45,12 +47,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Prefixed<S> {
     prefix: Bytes,
     io: S,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl<S> Prefixed<S> {
     /// `io` with `prefix` before what it still holds.
-    const fn new(prefix: Bytes, io: S, place: OwnedSemaphorePermit) -> Self {
+    const fn new(prefix: Bytes, io: S, place: Place) -> Self {
         Self { prefix, io, place }
     }
 
@@ -98,21 +100,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 /// Accepts connections until the server stops.
 pub(crate) async fn accept(app: App, listener: TcpListener) {
     let router = routes::router(&app);
-    let places = Arc::new(Semaphore::new(max_connections()));
     let stopping = app.stopping().clone();
+    let mut crowded = false;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Some(place) = app.places().free().await else { return };
         let accepted = tokio::select! {
             () = stopping.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some(place) = place.give(from.ip()) else {
+            // The address may be a user's: it is not logged above debug.
+            if !std::mem::replace(&mut crowded, true) {
+                tracing::warn!("one source holds half of all connections; more of its are refused");
+            }
+            tracing::debug!(%from, "a source holds as many connections as one may");
+            continue;
         };
         let connection = serve(app.clone(), router.clone(), stream, place);
         app.spawn(async move {
@@ -123,7 +133,11 @@ pub(crate) async fn accept(app: App, listener: TcpListener) {
     }
 }
 
-/// As many connections as there are files for.
+/// The places of a server: as many as there are files for.
+pub(crate) fn places() -> Places {
+    Places::new(max_connections())
+}
+
 fn max_connections() -> usize {
     #[cfg(unix)]
     if let Some(files) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
@@ -142,11 +156,13 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve(app: App, router: Router, mut stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<()> {
+async fn serve(app: App, router: Router, mut stream: TcpStream, place: Place) -> io::Result<()> {
     tune(&stream)?;
     let opening = timeout(HEAD_TIME, relay::opening(&mut stream));
     let stream = match opening.await.map_err(|_| io::ErrorKind::TimedOut)?? {
         relay::Opening::FastStart(rest) => {
+            // There is no HTTP answer to say it with.
+            let Some(_place) = app.places().at_relay() else { return Err(io::ErrorKind::ConnectionRefused.into()) };
             return relay::serve(&app, Box::new(Prefixed::new(rest, stream, place))).await;
         }
         relay::Opening::Http(read) => Prefixed::new(read, stream, place),

@@ -23,6 +23,7 @@ mod coordination;
 mod dev;
 mod listen;
 mod live;
+mod places;
 mod relay;
 mod resume;
 mod routes;

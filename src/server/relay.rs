@@ -9,6 +9,7 @@
 use super::{
     answer::text,
     app::App,
+    places::RelayPlace,
     upgrade::{self, Stream, Upgrade, farewell, has_token, line},
 };
 use crate::driver::websocket::ByteStream;
@@ -43,16 +44,16 @@ pub(crate) async fn open(State(app): State<App>, mut request: Request) -> Respon
     let protocols = line(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL);
     // As the Go server: any name that holds "derp" becomes a WebSocket, anything else gets bare frames.
     let as_socket = wanted == "websocket" && protocols.contains("derp");
-    if as_socket {
-        open_socket(&app, &mut request)
-    } else if wanted == "websocket" || wanted == "derp" {
-        open_bare(&app, &mut request)
-    } else {
-        text(StatusCode::UPGRADE_REQUIRED, "DERP requires connection upgrade\n")
+    if wanted != "websocket" && wanted != "derp" {
+        return text(StatusCode::UPGRADE_REQUIRED, "DERP requires connection upgrade\n");
     }
+    let Some(place) = app.places().at_relay() else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "The relay has as many clients as it takes; try again later.\n");
+    };
+    if as_socket { open_socket(&app, &mut request, place) } else { open_bare(&app, &mut request, place) }
 }
 
-fn open_socket(app: &App, request: &mut Request) -> Response {
+fn open_socket(app: &App, request: &mut Request, place: RelayPlace) -> Response {
     let agreed = has_token(request.headers(), &header::SEC_WEBSOCKET_PROTOCOL, "derp");
     // A relay needs no token, so pages of any site may use it.
     let upgrade = match Upgrade::from_anywhere(request) {
@@ -65,15 +66,17 @@ fn open_socket(app: &App, request: &mut Request) -> Response {
         });
     }
     let relayed = app.clone();
-    upgrade
-        .with_protocol("derp")
-        .serve(app, "relay", move |socket| async move { serve(&relayed, Box::new(ByteStream::new(socket))).await })
+    upgrade.with_protocol("derp").serve(app, "relay", move |socket| async move {
+        let _place = place;
+        serve(&relayed, Box::new(ByteStream::new(socket))).await
+    })
 }
 
-fn open_bare(app: &App, request: &mut Request) -> Response {
+fn open_bare(app: &App, request: &mut Request, place: RelayPlace) -> Response {
     let on = hyper::upgrade::on(request);
     let relayed = app.clone();
     app.spawn(async move {
+        let _place = place;
         let Some(stream) = upgrade::stream(on).await else { return };
         if let Err(error) = serve(&relayed, stream).await {
             tracing::debug!(%error, "a relay connection ended");

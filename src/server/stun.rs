@@ -7,19 +7,36 @@ use crate::wire::stun;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
-use tokio::net::UdpSocket;
+use tokio::{net::UdpSocket, time::sleep};
 use tokio_util::sync::CancellationToken;
+
+/// Pause after a failed receive: some errors stay.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests until `stop`.
 pub(super) async fn serve(socket: UdpSocket, stop: CancellationToken) {
     let mut buffer = [0; stun::MAX_LEN];
+    let mut broken = false;
     loop {
         let received = tokio::select! {
             () = stop.cancelled() => return,
             received = socket.recv_from(&mut buffer) => received,
         };
-        let Ok((n, from)) = received else { continue };
+        let (n, from) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                if !std::mem::replace(&mut broken, true) {
+                    tracing::warn!(%error, "the STUN socket fails; trying it again and again");
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(PAUSE) => continue,
+                }
+            }
+        };
+        broken = false;
         let Ok(tx) = buffer.get(..n).ok_or(()).and_then(|d| stun::parse_request(d).map_err(|_| ())) else { continue };
         if let Err(error) = answer(&socket, tx, from).await {
             tracing::trace!(%error, "a STUN answer was not sent");
@@ -42,7 +59,7 @@ fn unmapped(from: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{net::Ipv6Addr, time::Duration};
+    use std::{future::Future as _, net::Ipv6Addr, pin::pin, task::Poll};
 
     async fn ask(bind: SocketAddr, client: &UdpSocket) -> (stun::TxId, SocketAddr) {
         let socket = UdpSocket::bind(bind).await.unwrap();
@@ -64,6 +81,27 @@ mod tests {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let (tx, seen) = ask("127.0.0.1:0".parse().unwrap(), &client).await;
         assert_eq!((tx, seen), (stun::TxId([7; 12]), client.local_addr().unwrap()));
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_socket_that_fails_for_ever_does_not_spin_and_still_ends() {
+        // A stream socket without a connection says so at every receive.
+        let stream = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let socket = UdpSocket::from_std(std::os::fd::OwnedFd::from(stream).into()).unwrap();
+        assert!(socket.recv(&mut [0; 9]).await.is_err());
+        let stop = CancellationToken::new();
+        let mut serving = pin!(serve(socket, stop.clone()));
+        let mut polls = 0;
+        let counted = std::future::poll_fn(|cx| {
+            polls += 1;
+            serving.as_mut().poll(cx)
+        });
+        let late = tokio::time::timeout(Duration::from_millis(350), counted).await;
+        assert!(late.is_err() && polls <= 10, "{polls} polls");
+        stop.cancel();
+        assert_eq!(std::future::poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await, Poll::Ready(()));
     }
 
     #[tokio::test]

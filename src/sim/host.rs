@@ -13,7 +13,7 @@ use crate::{
         coord::{self, Backoff, ClientEvent, ClientSession},
         netstack,
         node::{Budget, Config, DialFailure, Event, Gone, Node, PathInfo, PingId, Role, SendSpace, Turn},
-        relay::client::{Received, RelayClient},
+        relay::client::{PING_LIMIT, Received, RelayClient},
     },
     wire::derp::RelayMap,
 };
@@ -438,6 +438,11 @@ impl Host {
                     if let Some(client) = &mut link.client {
                         client.set_preferred(preferred);
                     }
+                }
+            }
+            Event::PingRelay { region } => {
+                if let Some(client) = self.relays.get_mut(&region).and_then(|link| link.client.as_mut()) {
+                    client.ping(now, PING_LIMIT);
                 }
             }
             Event::Resolve { host } => wishes.resolve.push(host),

@@ -108,6 +108,8 @@ struct Pipe {
     last: [Instant; 2],
     in_flight: [usize; 2],
     open: bool,
+    /// Nothing passes any more and neither end is told, as after the loss of an address.
+    silent: bool,
 }
 
 #[derive(Debug)]
@@ -187,8 +189,8 @@ impl Internet {
         host
     }
 
-    /// Plugs a host in at another site; its pipes break because their address is gone.
-    pub(crate) fn move_host(&mut self, now: Instant, host: HostIx, site: SiteIx) {
+    /// Plugs a host in at another site. Its address is gone: the caller closes or silences its pipes.
+    pub(crate) fn move_host(&mut self, host: HostIx, site: SiteIx) {
         let [high, low] = octets(site.0);
         let network = if self.site(site).is_some_and(|s| s.nat.is_some()) { 10 } else { 9 };
         let address = Ipv4Addr::new(network, high, low, 2);
@@ -197,7 +199,13 @@ impl Internet {
             *entry = (site, address);
             self.by_address.insert(address, host);
         }
-        self.close_pipes(now, host);
+    }
+
+    /// Lets every pipe of a host die without a word to either end.
+    pub(crate) fn silence_pipes(&mut self, host: HostIx) {
+        for pipe in self.pipes.iter_mut().filter(|p| p.open && p.ends.contains(&host)) {
+            pipe.silent = true;
+        }
     }
 
     /// Breaks every pipe of a host.
@@ -294,7 +302,7 @@ impl Internet {
     /// Opens a pipe; both ends get [`Arrival::Opened`] after two round trips.
     pub(crate) fn open(&mut self, now: Instant, client: HostIx, server: HostIx) -> PipeIx {
         let pipe = PipeIx(self.pipes.len());
-        self.pipes.push(Pipe { ends: [client, server], last: [now; 2], in_flight: [0; 2], open: true });
+        self.pipes.push(Pipe { ends: [client, server], last: [now; 2], in_flight: [0; 2], open: true, silent: false });
         let mut at = now;
         for _ in 0..PIPE_ROUND_TRIPS {
             at = self.carry_stream(at, client, server, 60);
@@ -324,6 +332,13 @@ impl Internet {
         if bytes.is_empty() || !self.pipes.get(pipe.0).is_some_and(|p| p.open) {
             return;
         }
+        if let Some(p) = self.pipes.get_mut(pipe.0).filter(|p| p.silent) {
+            // Unacknowledged for ever: it fills the sender's buffer.
+            if let Some(in_flight) = p.in_flight.get_mut(from.index()) {
+                *in_flight += bytes.len();
+            }
+            return;
+        }
         let at = self.carry_stream(now, source, target, bytes.len() + 40);
         let Some(p) = self.pipes.get_mut(pipe.0) else { return };
         let (Some(last), Some(in_flight)) = (p.last.get_mut(to.index()), p.in_flight.get_mut(from.index())) else { return };
@@ -337,6 +352,9 @@ impl Internet {
     pub(crate) fn close(&mut self, now: Instant, pipe: PipeIx) {
         let Some(p) = self.pipes.get_mut(pipe.0).filter(|p| p.open) else { return };
         p.open = false;
+        if p.silent {
+            return;
+        }
         let last = p.last;
         for end in [End::Client, End::Server] {
             let at = last.get(end.index()).copied().unwrap_or(now).max(now);
@@ -360,6 +378,9 @@ impl Internet {
             let ((at, _), event) = entry.remove_entry();
             match event {
                 InFlight::AtHost(arrival) => {
+                    if self.is_silenced(&arrival) {
+                        continue;
+                    }
                     if let Arrival::Bytes { pipe, to, bytes } = &arrival
                         && let Some(n) = self.pipes.get_mut(pipe.0).and_then(|p| p.in_flight.get_mut(to.other().index()))
                     {
@@ -371,6 +392,15 @@ impl Internet {
             }
         }
         None
+    }
+
+    fn is_silenced(&self, arrival: &Arrival) -> bool {
+        match arrival {
+            Arrival::Datagram { .. } => false,
+            Arrival::Opened { pipe } | Arrival::Bytes { pipe, .. } | Arrival::Closed { pipe, .. } => {
+                self.pipes.get(pipe.0).is_some_and(|p| p.silent)
+            }
+        }
     }
 
     fn enter_site(&mut self, now: Instant, here: SiteIx, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {

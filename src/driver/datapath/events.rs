@@ -84,6 +84,11 @@ impl DataLoop {
                     link.lane.set_preferred(preferred);
                 }
             }
+            Event::PingRelay { region } => {
+                if let Some(link) = self.lanes.relays.get(&region) {
+                    link.lane.ping();
+                }
+            }
             Event::Resolve { host } => self.resolve(host),
             Event::MeasureRelay { region } => self.measure(region),
             Event::Report(report) => {

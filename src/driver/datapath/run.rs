@@ -462,6 +462,7 @@ impl DataLoop {
             self.node.set_local_endpoints(now, local);
             if !first {
                 tracing::debug!("the addresses of this host have changed");
+                self.relays.handle_link_change();
                 self.node.handle_link_change(now);
             }
         }

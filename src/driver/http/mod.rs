@@ -11,7 +11,7 @@ pub use error::{HttpError, Refusal, Validation};
 
 use super::{
     clock,
-    dns::HttpResolver,
+    dns::{HttpResolver, Prescribed},
     websocket::{MAX_MESSAGE, WebSocket, accept_key},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -20,9 +20,9 @@ use reqwest::{
     Client, StatusCode,
     header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE},
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use url::Url;
@@ -38,6 +38,10 @@ const MAX_BODY: usize = 16 << 20;
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long an idle connection is kept: the calls of one command follow each other closely.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// How long sent bytes may stay unacknowledged before the kernel gives a connection up, upgraded ones included.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const STUCK: Duration = Duration::from_secs(30);
 
 /// The header that carries the session or agent token.
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("coder-session-token");
@@ -143,12 +147,27 @@ pub struct Http {
 struct Shared {
     client: Client,
     options: HttpOptions,
-    resolver: HttpResolver,
-    trust: Arc<tls::Trust>,
+    roots: Arc<tls::Roots>,
+}
+
+/// What a relay map prescribes for the host of one client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Overlay {
+    /// Its addresses; `None` leaves them to DNS.
+    pub(super) addresses: Option<Prescribed>,
+    /// The name on its certificate; empty for the host's own.
+    pub(super) certificate: String,
+    /// Its certificate is not checked.
+    pub(super) unchecked: bool,
 }
 
 impl Shared {
-    fn new(options: HttpOptions, anything: bool) -> Result<Self, HttpError> {
+    fn new(
+        options: HttpOptions,
+        roots: Arc<tls::Roots>,
+        addresses: Option<Prescribed>,
+        expected: tls::Expected,
+    ) -> Result<Self, HttpError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &options.headers {
             // The value is not shown: it may be a credential.
@@ -158,13 +177,12 @@ impl Shared {
             value.set_sensitive(true);
             headers.append(name, value);
         }
-        let trust = tls::Trust::new(options.extra_roots.clone(), anything);
+        let trust = tls::Trust::new(Arc::clone(&roots), expected);
         let config = trust.client_config().map_err(|e| HttpError::Setting(e.to_string()))?;
-        let resolver = HttpResolver::default();
         let mut builder = Client::builder()
             .tls_backend_preconfigured(config)
             .http1_only()
-            .dns_resolver(resolver.clone())
+            .dns_resolver(HttpResolver::new(addresses))
             .default_headers(headers)
             .user_agent(concat!("coder/", env!("CARGO_PKG_VERSION")))
             .redirect(same_origin())
@@ -172,6 +190,10 @@ impl Shared {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(2)
             .retry(reqwest::retry::never());
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            builder = builder.tcp_user_timeout(STUCK);
+        }
         match &options.proxy {
             ProxyChoice::Environment => {}
             ProxyChoice::Direct => builder = builder.no_proxy(),
@@ -181,7 +203,7 @@ impl Shared {
             }
         }
         let client = builder.build().map_err(|e| HttpError::Setting(e.to_string()))?;
-        Ok(Self { client, options, resolver, trust })
+        Ok(Self { client, options, roots })
     }
 }
 
@@ -206,7 +228,9 @@ impl Http {
     /// When the URL or a setting cannot be used. No connection is made yet.
     pub fn new(base: &str, token: Option<Token>, options: HttpOptions) -> Result<Self, HttpError> {
         let base = parse_base(base)?;
-        Ok(Self { shared: Arc::new(Shared::new(options, false)?), base, token })
+        let roots = tls::Roots::new(options.extra_roots.clone());
+        let shared = Shared::new(options, roots, None, tls::Expected::default())?;
+        Ok(Self { shared: Arc::new(shared), base, token })
     }
 
     /// The same client for another server, without the token.
@@ -223,23 +247,32 @@ impl Http {
         Self { shared: Arc::clone(&self.shared), base: self.base.clone(), token }
     }
 
-    /// The same server without any check of its certificate. Only a relay map's test switch asks for it.
+    /// The same client for another server, without the token, with what a relay map prescribes for that server. It counts
+    /// for the new client alone.
+    ///
+    /// # Errors
+    /// When the URL or the certificate's name cannot be used.
+    pub(super) fn at_relay(&self, base: &str, overlay: Overlay) -> Result<Self, HttpError> {
+        let http = self.at(base)?;
+        if overlay == Overlay::default() {
+            return Ok(http);
+        }
+        let Overlay { addresses, certificate, unchecked } = overlay;
+        let bad = |_| HttpError::Setting(format!("the relay map's certificate name {certificate:?} is no host name"));
+        let name = if certificate.is_empty() { None } else { Some(ServerName::try_from(certificate.clone()).map_err(bad)?) };
+        let expected = tls::Expected { host: http.endpoint().0, name, anything: unchecked };
+        let (options, roots) = (self.shared.options.clone(), Arc::clone(&self.shared.roots));
+        Ok(Self { shared: Arc::new(Shared::new(options, roots, addresses, expected)?), ..http })
+    }
+
+    /// The same client with connections of its own: those that were made before a change of the network may be dead.
     ///
     /// # Errors
     /// When the client cannot be built.
-    pub(super) fn unchecked(&self) -> Result<Self, HttpError> {
-        let shared = Arc::new(Shared::new(self.shared.options.clone(), true)?);
-        Ok(Self { shared, base: self.base.clone(), token: self.token.clone() })
-    }
-
-    /// Prescribes the addresses of a host name; an empty list gives it back to DNS.
-    pub(super) fn fix_addresses(&self, host: &str, addresses: Vec<IpAddr>) {
-        self.shared.resolver.fix(host, addresses);
-    }
-
-    /// Prescribes the name on a host's certificate.
-    pub(super) fn expect_certificate(&self, host: &str, name: &str) {
-        self.shared.trust.expect_name(host, name);
+    pub(super) fn anew(&self) -> Result<Self, HttpError> {
+        let (options, roots) = (self.shared.options.clone(), Arc::clone(&self.shared.roots));
+        let shared = Shared::new(options, roots, None, tls::Expected::default())?;
+        Ok(Self { shared: Arc::new(shared), base: self.base.clone(), token: self.token.clone() })
     }
 
     /// The server's URL.

@@ -10,32 +10,56 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use rustls_platform_verifier::Verifier;
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-};
+use std::sync::{Arc, OnceLock};
 
-/// Which certificates a server may present.
+/// The roots that all clients with the same settings trust.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(super) struct Roots {
     provider: Arc<CryptoProvider>,
     extra: Vec<CertificateDer<'static>>,
-    anything: bool,
     loaded: OnceLock<Result<Verifier, Error>>,
-    /// Host names whose certificate carries another name (a relay map's `CertName`).
-    names: Mutex<BTreeMap<String, String>>,
+}
+
+impl Roots {
+    /// The system's roots and `extra` ones.
+    pub(super) fn new(extra: Vec<CertificateDer<'static>>) -> Arc<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Arc::new(Self { provider, extra, loaded: OnceLock::new() })
+    }
+
+    fn verifier(&self) -> Result<&Verifier, Error> {
+        let load = || Verifier::new_with_extra_roots(self.extra.iter().cloned(), Arc::clone(&self.provider));
+        self.loaded.get_or_init(load).as_ref().map_err(Clone::clone)
+    }
+}
+
+/// What a relay map says of one host's certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Expected {
+    /// The host that this is about.
+    pub(super) host: String,
+    /// The name on its certificate, where it is another one.
+    pub(super) name: Option<ServerName<'static>>,
+    /// No certificate is checked (a relay map's test switch).
+    pub(super) anything: bool,
+}
+
+/// Which certificates a server may present to one client.
+#[derive(Debug)]
+pub(super) struct Trust {
+    roots: Arc<Roots>,
+    expected: Expected,
 }
 
 impl Trust {
-    /// The system's roots and `extra` ones; with `anything` no certificate is checked (a relay map's test switch).
-    pub(super) fn new(extra: Vec<CertificateDer<'static>>, anything: bool) -> Arc<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Arc::new(Self { provider, extra, anything, loaded: OnceLock::new(), names: Mutex::default() })
+    /// Trust in `roots`, but for what is `expected` of one host.
+    pub(super) fn new(roots: Arc<Roots>, expected: Expected) -> Arc<Self> {
+        Arc::new(Self { roots, expected })
     }
 
     /// The client configuration: HTTP/1.1 alone, because nothing else can be upgraded.
     pub(super) fn client_config(self: &Arc<Self>) -> Result<ClientConfig, Error> {
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.roots.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(self) as Arc<dyn ServerCertVerifier>)
@@ -44,21 +68,12 @@ impl Trust {
         Ok(config)
     }
 
-    /// From now on the certificate of `host` is checked against `name`.
-    pub(super) fn expect_name(&self, host: &str, name: &str) {
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(host.to_ascii_lowercase(), name.to_owned());
-    }
-
-    fn verifier(&self) -> Result<&Verifier, Error> {
-        let load = || Verifier::new_with_extra_roots(self.extra.iter().cloned(), Arc::clone(&self.provider));
-        self.loaded.get_or_init(load).as_ref().map_err(Clone::clone)
-    }
-
-    fn expected(&self, host: &ServerName<'_>) -> Option<ServerName<'static>> {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = names.get(&host.to_str().to_ascii_lowercase())?;
-        ServerName::try_from(name.clone()).ok()
+    /// The name to check the certificate of `host` against; `None` when any certificate will do.
+    fn name<'a>(&'a self, host: &'a ServerName<'a>) -> Option<&'a ServerName<'a>> {
+        if !host.to_str().eq_ignore_ascii_case(&self.expected.host) {
+            return Some(host);
+        }
+        if self.expected.anything { None } else { Some(self.expected.name.as_ref().unwrap_or(host)) }
     }
 }
 
@@ -71,11 +86,10 @@ impl ServerCertVerifier for Trust {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.anything {
-            return Ok(ServerCertVerified::assertion());
+        match self.name(host) {
+            None => Ok(ServerCertVerified::assertion()),
+            Some(name) => self.roots.verifier()?.verify_server_cert(certificate, intermediates, name, ocsp, now),
         }
-        let expected = self.expected(host);
-        self.verifier()?.verify_server_cert(certificate, intermediates, expected.as_ref().unwrap_or(host), ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -84,7 +98,7 @@ impl ServerCertVerifier for Trust {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.roots.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -93,10 +107,32 @@ impl ServerCertVerifier for Trust {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.roots.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.roots.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ServerName<'static> {
+        ServerName::try_from(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn what_a_relay_map_says_of_a_certificate_counts_for_its_host_and_its_client_alone() {
+        let roots = Roots::new(Vec::new());
+        let expected = |n: Option<&str>, anything| Expected { host: "relay.test".into(), name: n.map(name), anything };
+        let (relay, proxy) = (name("RELAY.test"), name("proxy.test"));
+        let named = Trust::new(Arc::clone(&roots), expected(Some("other.test"), false));
+        assert_eq!((named.name(&relay), named.name(&proxy)), (Some(&name("other.test")), Some(&proxy)));
+        let unchecked = Trust::new(Arc::clone(&roots), expected(None, true));
+        assert_eq!((unchecked.name(&relay), unchecked.name(&proxy)), (None, Some(&proxy)));
+        let plain = Trust::new(roots, Expected::default());
+        assert_eq!(plain.name(&relay), Some(&relay));
     }
 }

@@ -8,7 +8,7 @@ use super::lane::{BUFFER_BYTES, Incoming, TaskSide};
 use crate::{
     base::{Instant, NodeSecret, Rng},
     driver::{clock, http::Io},
-    proto::relay::client::{Fatal, Received, RelayClient},
+    proto::relay::client::{Fatal, PING_LIMIT, Received, RelayClient},
     wire::derp::{Frame, parse},
 };
 use std::{
@@ -70,10 +70,18 @@ impl Conn {
         }
     }
 
-    fn poll_inner(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Result<(), Ended> {
+    fn poll_inner(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Result<(), Ended> {
         self.lane.register(cx.waker());
         self.engine.set_preferred(self.lane.preferred());
         let reading = self.poll_read(cx)?;
+        // What came before the network changed is no answer: all of it is read first.
+        if !reading && self.up && self.lane.take_ping() {
+            let now = clock::now();
+            self.engine.ping(now, PING_LIMIT);
+            if let Some(deadline) = self.engine.poll_timeout() {
+                timer.as_mut().reset(clock::timer(now, deadline.at));
+            }
+        }
         let writing = self.poll_write(cx)?;
         self.poll_timer(cx, timer)?;
         if reading || writing {

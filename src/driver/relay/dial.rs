@@ -1,4 +1,5 @@
-//! Getting a connection to a relay region: its nodes in order, two transports in a race (`derp.md` §2, §9).
+//! Getting a connection to a relay region: its nodes in order, each with a head start on the next, and two transports in
+//! a race (`derp.md` §2, §9).
 //!
 //! `Upgrade: derp` goes first. A WebSocket joins when the upgrade fails or stalls, for proxies that let only those pass.
 //! A transport has won when the relay's first bytes are there: a 101 alone may be a proxy's. Logging in comes after the
@@ -7,21 +8,29 @@
 use crate::{
     base::RegionId,
     driver::{
-        http::{Http, HttpError, Io, Method},
+        dns::Prescribed,
+        http::{Http, HttpError, Io, Method, Overlay},
         websocket::ByteStream,
     },
     wire::derp::{HostIp, Region, RelayNode},
 };
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use std::{
     future::Future,
     net::{IpAddr, Ipv6Addr},
     pin::pin,
     time::Duration,
 };
-use tokio::{io::AsyncReadExt as _, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    time::{sleep, timeout},
+};
 
 /// All of connecting and logging in (`derp.md` §5).
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long one node of a region may take before the next one joins. What swallows a SYN must not use up the time of all;
+/// a slow one goes on beside the next and still wins when it is there first.
+const NODE_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long the first transport may take before the other one joins.
 const STALL: Duration = Duration::from_millis(1_500);
 /// How long a measurement may take; the relay is no good as home then.
@@ -79,24 +88,41 @@ pub(super) async fn dial(
 ) -> Result<Dialed, DialError> {
     let every_node = async {
         let mut last = DialError::NoRelay(id);
-        for node in region.relays() {
-            let dialed = match client(http, node) {
-                Ok(http) if websocket_only => websocket(&http).await,
-                Ok(http) if before == Some(Transport::WebSocket) => race(websocket(&http), upgrade(&http)).await,
-                Ok(http) => race(upgrade(&http), websocket(&http)).await,
-                Err(error) => Err(error),
-            };
-            match dialed {
-                Ok(dialed) => return Ok(dialed),
-                Err(error) => {
-                    tracing::debug!(region = %id, node = node.name, %error, "a relay cannot be reached");
-                    last = DialError::Http(error);
-                }
+        let mut nodes = region.relays().peekable();
+        let mut dials = FuturesUnordered::new();
+        let mut start = true;
+        loop {
+            if start && let Some(node) = nodes.next() {
+                dials.push(async move { (node, reach(http, node, websocket_only, before).await) });
             }
+            // With WebSockets alone only the limit of all counts (`derp.md` §2.6).
+            start = tokio::select! {
+                done = dials.next() => match done {
+                    None => return Err(last),
+                    Some((_, Ok(dialed))) => return Ok(dialed),
+                    Some((node, Err(error))) => {
+                        tracing::debug!(region = %id, node = node.name, %error, "a relay cannot be reached");
+                        last = DialError::Http(error);
+                        true
+                    }
+                },
+                () = sleep(NODE_LIMIT), if !websocket_only && nodes.peek().is_some() => true,
+            };
         }
-        Err(last)
     };
     timeout(LIMIT, every_node).await.unwrap_or(Err(DialError::Timeout(id)))
+}
+
+/// Connects to one node of a region.
+async fn reach(http: &Http, node: &RelayNode, websocket_only: bool, before: Option<Transport>) -> Result<Dialed, HttpError> {
+    let http = client(http, node)?;
+    if websocket_only {
+        websocket(&http).await
+    } else if before == Some(Transport::WebSocket) {
+        race(websocket(&http), upgrade(&http)).await
+    } else {
+        race(upgrade(&http), websocket(&http)).await
+    }
 }
 
 /// The time that a region's relay takes to answer a small request on a connection that stands.
@@ -113,7 +139,7 @@ pub(super) async fn measure(http: &Http, region: &Region) -> Option<Duration> {
     timeout(MEASURE_LIMIT, both).await.ok()?
 }
 
-/// The HTTP client for one node, with the addresses and the certificate that the map prescribes.
+/// The HTTP client for one node, with the addresses and the certificate that the map prescribes (`derp.md` §8).
 fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
     let scheme = if node.plain_http { "http" } else { "https" };
     let mut fixed: Vec<IpAddr> = Vec::new();
@@ -127,16 +153,24 @@ fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
         Some(ip) if node.host.is_empty() => ip.to_string(),
         _ => node.host.clone(),
     };
+    let (v4_off, v6_off) = (node.ipv4 == HostIp::Off, node.ipv6 == HostIp::Off);
+    // A literal is its own and only address.
+    let unusable = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => v4_off,
+        Ok(IpAddr::V6(_)) => v6_off,
+        Err(_) => v4_off && v6_off,
+    };
+    if unusable {
+        return Err(HttpError::Setting(format!(
+            "the relay map switches off every address family of relay node {:?}; allow IPv4 or IPv6 for it",
+            node.name
+        )));
+    }
     let bracketed = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.clone() };
-    let mut http = http.at(&format!("{scheme}://{bracketed}:{}", node.relay_port))?;
-    if node.insecure {
-        http = http.unchecked()?;
-    }
-    http.fix_addresses(&host, fixed);
-    if !node.cert_name.is_empty() {
-        http.expect_certificate(&host, &node.cert_name);
-    }
-    Ok(http)
+    let (v4, v6) = (node.ipv4 == HostIp::Resolve, node.ipv6 == HostIp::Resolve);
+    let addresses = (!v4 || !v6).then_some(Prescribed { host, fixed, v4, v6 });
+    let overlay = Overlay { addresses, certificate: node.cert_name.clone(), unchecked: node.insecure };
+    http.at_relay(&format!("{scheme}://{bracketed}:{}", node.relay_port), overlay)
 }
 
 /// Runs `second` beside `first` once that stalls, or alone once it failed. What cannot even connect has no second try:

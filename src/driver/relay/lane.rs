@@ -54,6 +54,8 @@ struct Shared {
     state: AtomicU8,
     why: OnceLock<String>,
     preferred: AtomicBool,
+    /// The loop doubts the connection.
+    ping: AtomicBool,
     /// The loop found no room and waits for a buffer.
     starved: AtomicBool,
     task: AtomicWaker,
@@ -81,6 +83,7 @@ pub(super) fn lane(bell: Arc<Bell>, preferred: bool) -> (LoopSide, TaskSide) {
         state: AtomicU8::new(State::Dialing as u8),
         why: OnceLock::new(),
         preferred: AtomicBool::new(preferred),
+        ping: AtomicBool::new(false),
         starved: AtomicBool::new(false),
         task: AtomicWaker::new(),
         bell,
@@ -146,6 +149,12 @@ impl LoopSide {
     /// Tells the relay whether it is our home.
     pub fn set_preferred(&self, preferred: bool) {
         self.shared.preferred.store(preferred, Ordering::Release);
+        self.shared.task.wake();
+    }
+
+    /// Asks the relay for a sign of life; the connection ends when none comes in time.
+    pub fn ping(&self) {
+        self.shared.ping.store(true, Ordering::Release);
         self.shared.task.wake();
     }
 
@@ -274,6 +283,11 @@ impl TaskSide {
 
     pub(super) fn preferred(&self) -> bool {
         self.shared.preferred.load(Ordering::Acquire)
+    }
+
+    /// Whether the loop has asked for a sign of life since the last look.
+    pub(super) fn take_ping(&self) -> bool {
+        self.shared.ping.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn up(&self) {

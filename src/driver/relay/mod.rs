@@ -74,6 +74,14 @@ impl Relays {
         self.websocket_only = on;
     }
 
+    /// The network has changed: a new connection must not be tried on an old one that waits for its next request.
+    pub fn handle_link_change(&mut self) {
+        match self.http.anew() {
+            Ok(http) => self.http = http,
+            Err(error) => tracing::debug!(%error, "relay connections go on with the old HTTP client"),
+        }
+    }
+
     /// What wakes the loop for any of them.
     #[must_use]
     pub fn bell(&self) -> &Bell {

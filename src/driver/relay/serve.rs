@@ -1,13 +1,13 @@
 //! The relay server's side of connections: one task each around one shared registry (`derp.md` §6).
 //!
-//! A task reads and writes at once. What it reads goes under the lock straight into the receivers' queues, then their
-//! tasks are woken; what waits for its own client it takes out in portions. A client that takes nothing for
-//! [`WRITE_TIMEOUT`] is given up.
+//! A task reads and writes at once. A login is opened and answered before the lock is taken; what follows goes under the
+//! lock straight into the receivers' queues, then their tasks are woken. What waits for its own client a task takes out
+//! in portions. A client that takes nothing for [`WRITE_TIMEOUT`] is given up.
 
 use crate::{
     base::{NodeKey, Rng},
     driver::clock,
-    proto::relay::server::{ConnId, Counters, Registry, RelayConn, WRITE_TIMEOUT},
+    proto::relay::server::{ConnId, Counters, DRAIN_TIMEOUT, Registry, RelayConn, WRITE_TIMEOUT},
     wire::derp::RelaySecret,
 };
 use futures::task::AtomicWaker;
@@ -108,6 +108,7 @@ impl RelayServer {
             buffer,
             out,
             written,
+            drain_by: Instant::now() + DRAIN_TIMEOUT,
             more: true,
             unflushed: false,
             stalled: false,
@@ -136,6 +137,8 @@ struct Task<'a, T> {
     buffer: Box<[u8]>,
     out: Vec<u8>,
     written: usize,
+    /// When `out` must be written.
+    drain_by: Instant,
     /// The registry has or may have more for us.
     more: bool,
     unflushed: bool,
@@ -169,8 +172,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                 return Ok(Poll::Pending);
             }
             let Some(conn) = &mut self.conn else { return Ok(Poll::Pending) };
+            let (now, mut input) = (clock::now(), buffer.filled());
+            // Before the lock: no login of one client holds the packets of all others up.
+            conn.handle_login(now, &mut input).map_err(io::Error::other)?;
             let mut shared = self.server.lock();
-            conn.handle_bytes(clock::now(), buffer.filled(), &mut shared.registry).map_err(io::Error::other)?;
+            conn.handle_bytes(now, input, &mut shared.registry).map_err(io::Error::other)?;
             shared.wake_ready();
         }
         Ok(Poll::Ready(true))
@@ -185,6 +191,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                     && let Some(conn) = &self.conn
                 {
                     self.more = self.server.lock().registry.poll_output(conn.id(), &mut self.out, WRITE_BYTES);
+                    self.drain_by = Instant::now() + DRAIN_TIMEOUT;
                 }
                 if self.out.is_empty() {
                     if self.unflushed && Pin::new(&mut self.io).poll_flush(cx)?.is_ready() {
@@ -203,7 +210,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<'_, T> {
                 }
                 Poll::Pending => {
                     if !std::mem::replace(&mut self.stalled, true) {
-                        stall.as_mut().reset(Instant::now() + WRITE_TIMEOUT);
+                        stall.as_mut().reset((Instant::now() + WRITE_TIMEOUT).min(self.drain_by));
                     }
                     if stall.as_mut().poll(cx).is_ready() {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));

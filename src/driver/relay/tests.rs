@@ -7,11 +7,11 @@ use crate::{
         clock,
         http::{HttpOptions, ProxyChoice},
     },
-    wire::derp::RelayNode,
+    wire::derp::{ClientInfo, HostIp, RelayNode, write_send_packet},
 };
 use std::future::poll_fn;
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -28,8 +28,12 @@ fn secret() -> NodeSecret {
 }
 
 async fn relay() -> (RelayServer, u16, JoinHandle<std::io::Result<()>>) {
+    relay_at("127.0.0.1:0").await
+}
+
+async fn relay_at(address: &str) -> (RelayServer, u16, JoinHandle<std::io::Result<()>>) {
     let server = RelayServer::new(secret(), clock::random().unwrap());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let task = tokio::spawn({
         let server = server.clone();
@@ -151,6 +155,67 @@ async fn a_relay_that_ends_brings_the_link_down() {
     assert!(!a.link.lane.room(1));
 }
 
+#[tokio::test]
+async fn a_relay_that_leaves_a_ping_unanswered_is_down_and_one_that_answers_stays() {
+    let (_server, port, _task) = relay().await;
+    let (front, silence) = mutable(port).await;
+    let dead = Client::connect(region(front), false).await;
+    let mut alive = Client::connect(region(port), false).await;
+    silence.send_replace(true);
+    let begin = Instant::now();
+    dead.link.lane.ping();
+    alive.link.lane.ping();
+    until(&dead.relays, || dead.link.lane.state() == State::Down).await;
+    assert!(begin.elapsed() >= Duration::from_millis(2_900), "a slow answer must count: {:?}", begin.elapsed());
+    let to = alive.key;
+    alive.send(&to, b"still here");
+    alive.link.lane.flush();
+    assert_eq!(alive.next().await, Ok((to, b"still here".to_vec())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_a_byte_now_and_then_is_given_up() {
+    let server = RelayServer::new(secret(), clock::random().unwrap());
+    let (mut client, theirs) = tokio::io::duplex(256);
+    let serving = tokio::spawn({
+        let server = server.clone();
+        async move { server.serve(theirs).await }
+    });
+    let secret = secret();
+    let mut sent = Vec::new();
+    ClientInfo::of_node().write(&secret, &server.public_key(), [1; 24], &mut sent);
+    for _ in 0..100 {
+        write_send_packet(&secret.public(), &[0; 1_000], &mut sent);
+    }
+    client.write_all(&sent).await.unwrap();
+    let begin = Instant::now();
+    while !serving.is_finished() && begin.elapsed() < Duration::from_secs(100) {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        // The end of the stream is an end too.
+        let _ = client.read_u8().await;
+    }
+    assert!(begin.elapsed() < Duration::from_secs(35), "{:?}", begin.elapsed());
+    assert_eq!(serving.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+}
+
+/// In front of the relay: passes everything, and nothing at all once it is told to fall silent.
+async fn mutable(to: u16) -> (u16, tokio::sync::watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (silence, mut told) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut relay = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut relay) => {}
+            () = async { drop(told.wait_for(|silent| *silent).await) } => {}
+        }
+        // Both connections stay open for as long as the test runs.
+        std::future::pending::<()>().await;
+    });
+    (port, silence)
+}
+
 /// In front of the relay: `/derp` by `Upgrade: derp` gets `answer` (nothing at all when empty), WebSockets pass.
 async fn picky(answer: &'static [u8], to: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -212,6 +277,35 @@ async fn the_next_node_of_a_region_serves_when_the_first_does_not() {
     Client::connect(both, false).await;
 }
 
+/// A listener that takes no more connections: the kernel swallows their SYNs.
+fn swallow() -> (socket2::Socket, Vec<socket2::Socket>, u16) {
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let fill = || {
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
+        // Under way, or waiting for ever: both fill the queue.
+        let _ = client.connect(&address);
+        client
+    };
+    (listener, std::iter::repeat_with(fill).take(8).collect(), address.as_socket().unwrap().port())
+}
+
+#[tokio::test]
+async fn the_next_node_of_a_region_serves_when_the_first_swallows_everything() {
+    let (_server, port, _task) = relay().await;
+    let (_listener, _fill, deaf) = swallow();
+    let mut both = region(deaf);
+    both.nodes.extend(region(port).nodes);
+    let begin = Instant::now();
+    let a = Client::connect(both, false).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!((a.relays.counters().upgrades, a.relays.counters().failures), (1, 0));
+}
+
 #[tokio::test]
 async fn a_failed_dial_says_why_and_counts() {
     let dead = {
@@ -224,6 +318,36 @@ async fn a_failed_dial_says_why_and_counts() {
         until(&relays, || link.lane.state() == State::Down).await;
         assert!(link.lane.why().contains(why), "{}", link.lane.why());
         assert_eq!((relays.counters().dials, relays.counters().failures), (1, 1));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_address_that_a_map_gives_a_relay_is_used_for_that_relay_alone() {
+    let (_server, port, _task) = relay_at("127.0.0.2:0").await;
+    let mut there = region(port);
+    "localhost".clone_into(&mut there.nodes[0].host);
+    there.nodes[0].ipv4 = HostIp::Fixed("127.0.0.2".parse().unwrap());
+    there.nodes[0].ipv6 = HostIp::Off;
+    let a = Client::connect(there, false).await;
+    // The node's other requests to that host know nothing of it.
+    let http = a.relays.http.at(&format!("http://localhost:{port}")).unwrap();
+    assert!(http.upgrade_derp("/derp").await.is_err_and(|e| e.is_connect()));
+}
+
+#[tokio::test]
+async fn a_relay_without_any_address_family_says_so() {
+    let mut off = region(1);
+    "relay.invalid".clone_into(&mut off.nodes[0].host);
+    off.nodes[0].ipv4 = HostIp::Off;
+    off.nodes[0].ipv6 = HostIp::Off;
+    let mut literal = region(1);
+    literal.nodes[0].ipv4 = HostIp::Off;
+    for region in [off, literal] {
+        let relays = relays(&secret(), false);
+        let link = relays.open(id(), region, false, clock::random().unwrap());
+        until(&relays, || link.lane.state() == State::Down).await;
+        assert!(link.lane.why().contains("every address family of relay node \"7a\""), "{}", link.lane.why());
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Pending {
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     pending: FxHashMap<FlowKey, Pending>,
-    /// Oldest first. A request that is gone leaves its entry behind until its time.
+    /// Oldest first. A request that is gone leaves its entry behind until its time, or until they are too many.
     expiry: VecDeque<(Instant, FlowKey, u32)>,
     next_id: u32,
 }
@@ -64,9 +64,13 @@ impl Incoming {
             pending.peer = peer;
             return Offer::Repeated;
         }
-        // Expired entries stay in the order of time until popped, so both are bounded.
-        if self.pending.len() >= LIMIT || self.expiry.len() >= 4 * LIMIT {
+        if self.pending.len() >= LIMIT {
             return Offer::Full;
+        }
+        // An old request in front keeps the entries of answered ones behind it. Rare enough to cost nothing a request.
+        if self.expiry.len() >= 4 * LIMIT {
+            let pending = &self.pending;
+            self.expiry.retain(|(_, key, id)| pending.get(key).is_some_and(|p| p.id == *id));
         }
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
@@ -128,5 +132,29 @@ impl Incoming {
         {
             self.expiry.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> FlowKey {
+        let end = |port| SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, port, 0, 0);
+        FlowKey::new(end(22), end(port))
+    }
+
+    #[test]
+    fn answered_requests_take_no_room_behind_one_that_nobody_answers() {
+        let (mut incoming, now) = (Incoming::default(), Instant::ZERO);
+        assert!(matches!(incoming.offer(now, PeerIx(0), key(1), b"syn"), Offer::New(_)));
+        for n in 0..10 * LIMIT {
+            let port = u16::try_from(2 + n % 1_000).unwrap();
+            let Offer::New(asked) = incoming.offer(now, PeerIx(0), key(port), b"syn") else { panic!("request {n} is ignored") };
+            assert!(incoming.take(&asked).is_some());
+            assert!(incoming.expiry.len() <= 4 * LIMIT, "{}", incoming.expiry.len());
+        }
+        assert_eq!(incoming.next_expiry(), Some(now + PATIENCE));
+        assert_eq!((incoming.expire(now + PATIENCE), incoming.expiry.len()), (1, 0));
     }
 }

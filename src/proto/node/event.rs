@@ -140,6 +140,12 @@ pub enum Event {
         /// Whether it is our home.
         preferred: bool,
     },
+    /// Ask a connected region for a sign of life within [`PING_LIMIT`](crate::proto::relay::client::PING_LIMIT); report it
+    /// down without one.
+    PingRelay {
+        /// The region.
+        region: RegionId,
+    },
     /// Look a STUN host up and answer by [`super::Node::handle_resolved`].
     Resolve {
         /// Its name.

@@ -84,8 +84,7 @@ impl Node {
     }
 
     pub(super) fn expire_dials(&mut self, now: Instant) {
-        for dial in self.dials.due(now) {
-            let Some(Dial { to, started, .. }) = self.dials.remove(dial) else { continue };
+        while let Some((dial, Dial { to, started, .. })) = self.dials.expire(now) {
             let why = match started {
                 None if self.peers.at(to.ip()).is_none() => DialFailure::UnknownPeer,
                 None => DialFailure::NoSession,
@@ -96,10 +95,8 @@ impl Node {
             };
             self.events.push_back(Event::DialFailed { dial, why });
         }
-        for ping in self.pings.due(now) {
-            if let Some(waiting) = self.pings.take(ping) {
-                self.events.push_back(Event::PingExpired { ping, known: waiting.sent });
-            }
+        while let Some((ping, waiting)) = self.pings.expire(now) {
+            self.events.push_back(Event::PingExpired { ping, known: waiting.sent });
         }
     }
 

@@ -15,7 +15,7 @@
 //! - What a peer sends is taken only when its inner source is one of the addresses that it announced.
 //! - Nothing is sealed without a session and a lane with room: flows wait, nothing is dropped inside.
 //! - The data plane asks the coordinator for nothing: without it every tunnel goes on.
-//! - In steady state a packet costs no allocation and only hash look-ups.
+//! - In steady state a packet costs no allocation, and no look at all peers, dials or pings: their timers are ordered.
 
 mod capture;
 mod control;
@@ -41,7 +41,7 @@ pub use send::{Budget, SendSpace, Turn};
 use crate::{
     base::{Deadline, DiscoSecret, Instant, Lane, NodeKey, NodeSecret, PeerIx, RegionId, Rng, Via},
     proto::{netcheck::Netcheck, netstack, netstack::Netstack, path::Paths, relay::routes::Relays, wg, wg::WireGuard},
-    wire::{Kind, classify, ip::MTU, pcap::Way},
+    wire::{Kind, classify, ip::MTU, pcap::Way, wg::MAX_DATAGRAM},
 };
 use capture::Capture;
 use control::Control;
@@ -84,9 +84,6 @@ pub struct Config {
     /// Bytes of all TCP buffers together; flows beyond it get small ones.
     pub buffer_bytes: usize,
 }
-
-/// Longest datagram that is looked at: the largest one of a tunnel is 1,312 bytes long.
-const MAX_DATAGRAM: usize = 2_048;
 
 /// A peer that says something after so long is back from an outage or from sleep. Longer than any round trip, shorter
 /// than the back-off that its flows have reached meanwhile.

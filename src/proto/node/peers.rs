@@ -5,7 +5,7 @@
 //! last handshake, DISCONNECTED ends it, another node key makes it another peer at the same addresses.
 
 use crate::{
-    base::{Deadline, DiscoKey, Instant, NodeKey, PeerIx, RegionId, Via},
+    base::{Deadline, DiscoKey, Instant, NodeKey, PeerIx, RegionId, Timers, Via},
     wire::coord::tailnet,
 };
 use rustc_hash::FxHashMap;
@@ -88,6 +88,15 @@ pub(super) struct Peer {
     lost: Option<Instant>,
     /// When the LOST timer looks again.
     lost_check: Option<Instant>,
+    /// Its place in the queue of timers.
+    scheduled: Option<Instant>,
+}
+
+impl Peer {
+    fn due(&self) -> Option<Deadline> {
+        let gate = self.gate.map(|at| Deadline { at, why: "ready for handshake" });
+        Deadline::earliest(gate, self.lost_check.map(|at| Deadline { at, why: "lost peer" }))
+    }
 }
 
 /// What follows from an update.
@@ -123,6 +132,7 @@ pub(super) struct Peers {
     destinations: BTreeSet<Uuid>,
     /// When each peer last said that it is ready.
     ready: BTreeMap<Uuid, Instant>,
+    timers: Timers<PeerIx>,
     next: u32,
 }
 
@@ -214,8 +224,10 @@ impl Peers {
             gate,
             lost: None,
             lost_check: None,
+            scheduled: None,
         };
         self.slots.insert(ix, peer);
+        self.schedule(ix);
         let added = if waits { Change::Wait(ix) } else { self.program(ix) };
         [removed, Some(added)]
     }
@@ -225,11 +237,15 @@ impl Peers {
         peer.lost = None;
         peer.lost_check = None;
         let old = std::mem::replace(&mut peer.facts, facts);
-        if !peer.programmed {
+        let (waits, same) = (!peer.programmed, old.addresses == peer.facts.addresses);
+        if waits {
             peer.gate = Some(now + READY_TIMEOUT);
+        }
+        self.schedule(ix);
+        if waits {
             return Change::Wait(ix);
         }
-        if old.addresses != peer.facts.addresses {
+        if !same {
             self.disown(ix, &old.addresses);
             self.own(ix);
         }
@@ -247,15 +263,14 @@ impl Peers {
     }
 
     pub(super) fn handle_lost(&mut self, now: Instant, id: Uuid) -> bool {
-        let Some(peer) = self.by_id(id).and_then(|ix| self.slots.get_mut(&ix)) else { return false };
-        if peer.lost.is_none() {
-            peer.lost = Some(now);
-            peer.lost_check = Some(now + LOST_TIMEOUT);
-            // The next process under this id speaks for itself.
-            self.ready.remove(&id);
-            return true;
-        }
-        false
+        let Some(ix) = self.by_id(id) else { return false };
+        let Some(peer) = self.slots.get_mut(&ix).filter(|peer| peer.lost.is_none()) else { return false };
+        peer.lost = Some(now);
+        peer.lost_check = Some(now + LOST_TIMEOUT);
+        self.schedule(ix);
+        // The next process under this id speaks for itself.
+        self.ready.remove(&id);
+        true
     }
 
     /// The coordinator is gone: every peer goes on working and is lost until it is announced again.
@@ -299,38 +314,46 @@ impl Peers {
         last_handshake: impl Fn(PeerIx) -> Option<Instant>,
         changes: &mut Vec<(Uuid, Change)>,
     ) {
-        let due: Vec<PeerIx> = self
-            .slots
-            .iter()
-            .filter(|(_, p)| [p.gate, p.lost_check].into_iter().flatten().any(|at| at <= now))
-            .map(|(ix, _)| *ix)
-            .collect();
-        for ix in due {
+        while let Some(ix) = self.timers.pop(now) {
+            if let Some(peer) = self.slots.get_mut(&ix) {
+                peer.scheduled = None;
+            }
             if self.get(ix).is_some_and(|p| p.gate.is_some_and(|at| at <= now)) {
                 let change = self.program(ix);
                 let Some(peer) = self.get(ix) else { continue };
                 changes.push((peer.id, change));
             }
             let Some(peer) = self.slots.get_mut(&ix) else { continue };
-            let (Some(lost), Some(check)) = (peer.lost, peer.lost_check) else { continue };
-            if check > now {
-                continue;
-            }
-            let until = last_handshake(ix).map_or(lost, |at| at.max(lost)) + LOST_TIMEOUT;
-            if until > now {
+            if let (Some(lost), Some(check)) = (peer.lost, peer.lost_check)
+                && check <= now
+            {
+                let until = last_handshake(ix).map_or(lost, |at| at.max(lost)) + LOST_TIMEOUT;
+                if until <= now {
+                    let (id, key) = (peer.id, peer.facts.key);
+                    self.forget(ix);
+                    changes.push((id, Change::Remove(ix, key, Gone::Lost)));
+                    continue;
+                }
                 peer.lost_check = Some(until);
-            } else {
-                let (id, key) = (peer.id, peer.facts.key);
-                self.forget(ix);
-                changes.push((id, Change::Remove(ix, key, Gone::Lost)));
             }
+            self.schedule(ix);
         }
     }
 
+    /// Asked with every packet: costs the same with one peer and with thousands.
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
-        let gate = self.slots.values().filter_map(|p| p.gate).min().map(|at| Deadline { at, why: "ready for handshake" });
-        let lost = self.slots.values().filter_map(|p| p.lost_check).min().map(|at| Deadline { at, why: "lost peer" });
-        Deadline::earliest(gate, lost)
+        let (_, ix) = self.timers.first()?;
+        self.get(ix)?.due()
+    }
+
+    /// Keeps a peer's place in the queue of timers exact; its deadlines move rarely.
+    fn schedule(&mut self, ix: PeerIx) {
+        let Some(peer) = self.slots.get_mut(&ix) else { return };
+        let due = peer.due().map(|deadline| deadline.at);
+        if peer.scheduled != due {
+            self.timers.remove(ix, peer.scheduled.take());
+            self.timers.schedule(ix, &mut peer.scheduled, due);
+        }
     }
 
     fn program(&mut self, ix: PeerIx) -> Change {
@@ -338,6 +361,7 @@ impl Peers {
             peer.gate = None;
             peer.programmed = true;
         }
+        self.schedule(ix);
         self.own(ix);
         Change::Program(ix)
     }
@@ -369,6 +393,7 @@ impl Peers {
 
     fn forget(&mut self, ix: PeerIx) {
         let Some(peer) = self.slots.remove(&ix) else { return };
+        self.timers.remove(ix, peer.scheduled);
         self.by_id.remove(&peer.id);
         self.by_key.remove(&peer.facts.key);
         self.disown(ix, &peer.facts.addresses);
@@ -486,6 +511,30 @@ mod tests {
         peers.handle_lost(secs(10), ID);
         peers.handle_node(secs(20), ID, facts(1));
         assert_eq!(peers.poll_timeout(), None);
+    }
+
+    #[test]
+    fn the_next_timer_is_the_earliest_of_all_peers_whatever_happens() {
+        let mut rng = Rng::from_u64(5);
+        let mut peers = Peers::default();
+        let known: Vec<(Uuid, Facts)> = (0..20).map(|n| (Uuid::from_u128(n), facts(n as u64 + 1))).collect();
+        known.iter().step_by(2).for_each(|(id, _)| peers.add_destination(*id));
+        for step in 0..5_000 {
+            let (id, facts) = &known[usize::try_from(rng.below(20)).unwrap()];
+            let now = secs(step);
+            match rng.below(12) {
+                0..4 => _ = peers.handle_node(now, *id, facts.clone()),
+                4..8 => _ = peers.handle_lost(now, *id),
+                8 => _ = peers.handle_ready(now, *id),
+                9 => _ = peers.handle_disconnected(*id),
+                _ => {
+                    let handshake = rng.chance(0.5).then_some(now);
+                    peers.handle_timeout(now, |_| handshake, &mut Vec::new());
+                }
+            }
+            let model = peers.slots.values().filter_map(Peer::due).map(|due| due.at).min();
+            assert_eq!(peers.poll_timeout().map(|d| d.at), model, "step {step}");
+        }
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl Node {
                     }
                     routes::Action::Close { region } => Event::CloseRelay { region },
                     routes::Action::NotePreferred { region, preferred } => Event::NotePreferred { region, preferred },
+                    routes::Action::Ping { region } => Event::PingRelay { region },
                 });
             }
             if self.announce {

@@ -4,13 +4,15 @@ use super::{Budget, Node, SendSpace, Turn};
 use crate::{
     base::{Instant, Lane, PeerIx},
     proto::{netstack::Urgency, path::Choice},
-    wire::pcap::Way,
+    wire::{
+        ip::MTU,
+        pcap::Way,
+        wg::{DATA_OVERHEAD, padded_len},
+    },
 };
 
-/// WireGuard's header and tag around a packet.
-const OVERHEAD: usize = 32;
 /// The longest data message: a packet of the tunnel's MTU.
-const LONGEST: usize = 1_280 + OVERHEAD;
+const LONGEST: usize = MTU + DATA_OVERHEAD;
 
 impl Node {
     /// Writes what wants to leave into `out`, as long as there is room and budget. Control messages of a lane leave
@@ -79,7 +81,7 @@ impl Node {
         let packet = netstack.poll_transmit(now, outgoing, &mut gate)?;
         let (peer, choice) = chosen?;
         let (first, plain) = (choice.first?, outgoing.get(..packet.len)?);
-        let slot = out.slot(&first, sealed_len(packet.len));
+        let slot = out.slot(&first, padded_len(packet.len) + DATA_OVERHEAD);
         let Ok(used) = wg.seal(now, peer, plain, slot) else { return Some(peer) };
         if let (Some(_), Some(kept), Some(sealed)) = (choice.second, incoming.get_mut(..used), slot.get(..used)) {
             kept.copy_from_slice(sealed);
@@ -111,9 +113,4 @@ impl Node {
         paths.handle_sent(now, peer, direct, packet.expects_answer);
         Some(peer)
     }
-}
-
-/// Length of a sealed packet: WireGuard pads to 16 bytes.
-const fn sealed_len(plain: usize) -> usize {
-    plain.next_multiple_of(16) + OVERHEAD
 }

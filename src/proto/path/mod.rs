@@ -23,7 +23,7 @@ mod peer;
 mod tests;
 mod trust;
 
-use crate::base::{Deadline, DiscoKey, DiscoSecret, Instant, Lane, NodeKey, PeerIx, RegionId, Rng, TimerQueue, Via};
+use crate::base::{Deadline, DiscoKey, DiscoSecret, Instant, Lane, NodeKey, PeerIx, RegionId, Rng, Timers, Via};
 use crate::wire::disco::{self, Message, relay_addr};
 use peer::{Peer, Shared};
 use rustc_hash::FxHashMap;
@@ -138,7 +138,7 @@ pub struct Paths {
     /// A disco key belongs to a process; several nodes may live in one.
     by_disco: FxHashMap<DiscoKey, Holders>,
     by_addr: FxHashMap<SocketAddr, PeerIx>,
-    timers: TimerQueue<PeerIx>,
+    timers: Timers<PeerIx>,
     shared: Shared,
 }
 
@@ -151,7 +151,7 @@ impl Paths {
             by_node: FxHashMap::default(),
             by_disco: FxHashMap::default(),
             by_addr: FxHashMap::default(),
-            timers: TimerQueue::default(),
+            timers: Timers::default(),
             shared: Shared {
                 key: disco.public(),
                 secret: disco,

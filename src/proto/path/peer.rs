@@ -386,7 +386,7 @@ impl Peer {
 
     // --- disco messages -----------------------------------------------------------------------------------------
 
-    /// A ping of the peer. `None` from its sender's lane means a copy.
+    /// A ping of the peer; `false` for a copy, which is not answered.
     pub(super) fn handle_ping(&mut self, now: Instant, shared: &mut Shared, back: Lane, tx: TxId) -> bool {
         let Lane::Udp { to: from, .. } = back else { return self.last_relay_tx.replace(tx) != Some(tx) };
         let Some(is_news) = self.candidates.heard_ping(now, from, tx, self.trust.addr()) else { return false };
@@ -417,7 +417,7 @@ impl Peer {
         }
         let (Lane::Udp { to, .. }, false) = (ping.lane, back.is_relay()) else { return };
         if self.candidates.contains(&to) && self.trust.pong(now, to, latency) {
-            tracing::info!(node = %self.node, disco = %self.disco, addr = %to, ?latency, "now using");
+            tracing::debug!(node = %self.node, disco = %self.disco, addr = %to, ?latency, "now using");
         }
     }
 

@@ -20,6 +20,8 @@ use std::time::Duration;
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a silent connection counts as alive. Servers send a keepalive at least every 65 s.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How long the answer to a ping may take that asks whether the connection has outlived a change of the network.
+pub const PING_LIMIT: Duration = Duration::from_secs(3);
 /// How much of our own frames (pongs) may wait for the stream.
 const MAX_OWN_OUTPUT: usize = 16 << 10;
 /// In nanoseconds.

@@ -51,6 +51,11 @@ pub enum Action {
         /// Whether it is home.
         preferred: bool,
     },
+    /// Ask an open connection for a sign of life within [`PING_LIMIT`](super::client::PING_LIMIT); it is down without one.
+    Ping {
+        /// The region.
+        region: RegionId,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,12 +231,16 @@ impl Relays {
         self.connections.get(&region).is_some_and(|c| matches!(c.state, State::Up { .. }))
     }
 
-    /// The network changed: what waits after failures is tried at once.
+    /// The network changed: what waits after failures is tried at once, what is up must prove that it still is. A
+    /// connection from an address that is gone breaks without a word.
     pub fn handle_link_change(&mut self, now: Instant) {
-        for connection in self.connections.values_mut() {
+        for (&region, connection) in &mut self.connections {
             connection.failures = 0;
-            if let State::BackOff { until } = &mut connection.state {
-                *until = now;
+            match &mut connection.state {
+                State::BackOff { until } => *until = now,
+                State::Up { .. } => self.actions.push_back(Action::Ping { region }),
+                // A dial has a limit of its own.
+                State::Opening => {}
             }
         }
         self.handle_timeout(now);
@@ -525,5 +534,16 @@ mod tests {
         assert_eq!(actions(&mut r), [open(1, true)]);
         r.handle_down(secs(0), id(1));
         assert!(r.poll_timeout().unwrap().at - secs(0) <= BACKOFF_UNIT * 3 / 2, "the series of failures is over too");
+    }
+
+    #[test]
+    fn a_link_change_asks_every_connection_that_is_up_for_a_sign_of_life() {
+        let mut r = relays();
+        r.set_home(secs(0), id(1));
+        r.want(secs(0), id(2));
+        r.handle_up(secs(0), id(1));
+        actions(&mut r);
+        r.handle_link_change(secs(1));
+        assert_eq!(actions(&mut r), [Action::Ping { region: id(1) }]);
     }
 }

@@ -16,7 +16,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use crate::base::{Deadline, Instant, NodeKey, NodeSecret, PeerIx, Rng, TimerQueue};
+use crate::base::{Deadline, Instant, NodeKey, NodeSecret, PeerIx, Rng, Timers};
 use crate::wire::wg::{COOKIE_LEN, MAX_DATAGRAM, Message};
 use boringtun::noise::{Packet, handshake::parse_handshake_anon, rate_limiter::RateLimiter};
 use boringtun::x25519;
@@ -152,7 +152,7 @@ pub struct WireGuard {
     /// Upper 24 bits of a receiver index. A random number for each life of a session table, so that packets for a
     /// wiped session find nobody.
     by_index: FxHashMap<u32, PeerIx>,
-    timers: TimerQueue<PeerIx>,
+    timers: Timers<PeerIx>,
     bucket: Bucket,
     public: x25519::PublicKey,
     shared: Shared,
@@ -167,7 +167,7 @@ impl WireGuard {
             peers: FxHashMap::default(),
             by_key: FxHashMap::default(),
             by_index: FxHashMap::default(),
-            timers: TimerQueue::default(),
+            timers: Timers::default(),
             bucket: Bucket { tokens: INITIATION_BURST, at: Instant::ZERO },
             public,
             shared: Shared {

@@ -25,6 +25,24 @@ fn a_client_that_moves_to_another_network_is_silent_for_a_second_at_most() {
 }
 
 #[test]
+fn a_relay_connection_that_died_with_the_network_is_replaced_within_four_seconds() {
+    each_seed(|world, rng| {
+        let (client, agent) = pair(world, client().relayed().on(some_link(rng)), agent().relayed().on(some_link(rng)));
+        let (stream, accepted) = connect(world, client, agent);
+        world.run_for(rng.between(secs(1), secs(100)));
+        let dials = world.counters(client).relay_dials;
+        world.roam_silently(client, None, some_link(rng));
+        let moved = world.now();
+        world.write(client, stream, 1);
+        world.write(agent, accepted, 1);
+        let arrived =
+            world.run_until(secs(60), |w| w.received(agent, accepted) == Some(1) && w.received(client, stream) == Some(1));
+        assert!(arrived && world.now() - moved <= secs(4), "{:?} {}", world.now() - moved, world.place());
+        assert_eq!(world.counters(client).relay_dials, dials + 1, "{}", world.place());
+    });
+}
+
+#[test]
 fn nodes_with_different_homes_meet_through_either_region() {
     each_seed(|world, rng| {
         // The second region lies next to the agent, so that it becomes its home.

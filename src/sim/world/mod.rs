@@ -243,11 +243,22 @@ impl World {
         self.net.set_filter(filter);
     }
 
-    /// Moves a host to a network of its own: other address, NAT and link.
+    /// Moves a host to a network of its own: other address, NAT and link. Its connections to servers break.
     pub fn roam(&mut self, host: HostIx, nat: Option<NatKind>, link: Conditions) {
+        self.net.close_pipes(self.now, host);
+        self.plug(host, nat, link);
+    }
+
+    /// The same, but nobody tells the ends of its connections to servers that those are dead.
+    pub fn roam_silently(&mut self, host: HostIx, nat: Option<NatKind>, link: Conditions) {
+        self.net.silence_pipes(host);
+        self.plug(host, nat, link);
+    }
+
+    fn plug(&mut self, host: HostIx, nat: Option<NatKind>, link: Conditions) {
         let now = self.now;
         let site = self.net.add_site(nat, link);
-        self.net.move_host(now, host, site);
+        self.net.move_host(host, site);
         let address = self.net.address(host);
         self.host_mut(host).moved(now, address);
         self.service(host);

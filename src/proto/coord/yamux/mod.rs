@@ -124,6 +124,8 @@ impl Stream {
 struct Body {
     stream: StreamId,
     left: usize,
+    /// The stream ends behind it.
+    fin: bool,
 }
 
 /// One end of a session. Its `Debug` shows no payload.
@@ -190,6 +192,8 @@ impl Session {
                 self.take_data(body.stream, now);
                 if body.left > now.len() {
                     self.body = Some(Body { left: body.left - now.len(), ..body });
+                } else if body.fin {
+                    self.finish(body.stream);
                 }
                 bytes = later;
                 continue;
@@ -420,15 +424,18 @@ impl Session {
         }
         let data = if header.kind == Kind::Data { header.value } else { 0 };
         if data > 0 {
-            self.body = Some(Body { stream: id, left: data as usize });
+            self.body = Some(Body { stream: id, left: data as usize, fin: header.flags.has(Flags::FIN) });
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         if header.flags.has(Flags::FIN) {
             if stream.fin_received {
                 return Err(Fault::SecondFin(id.0));
             }
-            stream.fin_received = true;
-            self.ready.insert(id);
+            // With a body the end comes behind the body's last byte.
+            if data == 0 {
+                stream.fin_received = true;
+                self.ready.insert(id);
+            }
         }
         if header.flags.has(Flags::RST) {
             stream.reset = true;
@@ -468,6 +475,16 @@ impl Session {
         if !stream.closed && !stream.reset {
             stream.input.extend_from_slice(bytes);
             self.ready.insert(id);
+        }
+    }
+
+    /// The peer has sent all that it will send on a stream.
+    fn finish(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.fin_received = true;
+        self.ready.insert(id);
+        if stream.is_over() {
+            self.forget(id);
         }
     }
 

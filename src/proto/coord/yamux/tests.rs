@@ -240,3 +240,20 @@ fn what_arrives_on_a_closed_stream_is_dropped() {
     assert_eq!(server.poll_ready(), None);
     assert_eq!(server.readable(id), b"");
 }
+
+#[test]
+fn a_stream_ends_only_behind_the_last_byte_of_a_frame_that_says_so() {
+    let mut server = Session::server();
+    let mut bytes = Vec::new();
+    Header { kind: Kind::WindowUpdate, flags: Flags::SYN, stream: 1, value: 0 }.write(&mut bytes);
+    Header { kind: Kind::Data, flags: Flags::FIN, stream: 1, value: 8 }.write(&mut bytes);
+    bytes.extend_from_slice(b"the ");
+    server.handle_bytes(&bytes).unwrap();
+    let id = server.accept().unwrap();
+    assert_eq!((server.readable(id), server.read_state(id)), (&b"the "[..], ReadState::Open));
+    server.handle_bytes(b"end.").unwrap();
+    assert_eq!((server.readable(id), server.read_state(id)), (&b"the end."[..], ReadState::Finished));
+    let mut more = Vec::new();
+    Header { kind: Kind::Data, flags: Flags::FIN, stream: 1, value: 1 }.write(&mut more);
+    assert_eq!(server.handle_bytes(&more), Err(Fault::SecondFin(1)));
+}

@@ -4,7 +4,7 @@ use super::registry::{ConnId, Hop, Registry};
 use crate::{
     base::{Deadline, Instant, NodeKey, Rng},
     proto::relay::inbox::{Inbox, Judgement},
-    wire::derp::{ClientInfo, Frame, Header, LoginError, MAX_CLIENT_INFO, MAX_PACKET, MAX_PING, RelaySecret, kind},
+    wire::derp::{ClientInfo, Frame, Header, LoginError, MAX_CLIENT_INFO, MAX_PACKET, MAX_PING, RelaySecret, ServerInfo, kind},
 };
 use std::time::Duration;
 
@@ -45,7 +45,10 @@ pub enum Close {
 pub struct RelayConn {
     id: ConnId,
     secret: RelaySecret,
+    rng: Rng,
     key: Option<NodeKey>,
+    /// The answer to the login, until the registry has taken it.
+    answer: Option<Vec<u8>>,
     inbox: Inbox,
     hop: Option<Hop>,
     login_by: Instant,
@@ -59,7 +62,9 @@ impl RelayConn {
         Self {
             id,
             secret,
+            rng,
             key: None,
+            answer: None,
             inbox: Inbox::new(),
             hop: None,
             login_by: now + LOGIN_TIMEOUT,
@@ -80,41 +85,55 @@ impl RelayConn {
         self.key
     }
 
+    /// Takes the login off the front of `input`, if it is still to come: opens it and seals its answer. The curve arithmetic
+    /// of that is far more work than a packet, so it is done without the registry that all connections share;
+    /// [`handle_bytes`](Self::handle_bytes) hands the result over.
+    ///
+    /// # Errors
+    /// When the connection must be closed; see [`Close`].
+    pub fn handle_login(&mut self, now: Instant, input: &mut &[u8]) -> Result<(), Close> {
+        if self.key.is_some() {
+            return Ok(());
+        }
+        let mut inbox = std::mem::take(&mut self.inbox);
+        if let Some((kind, payload)) = inbox.next(input, |header| judge(false, header))? {
+            let Ok(Frame::ClientInfo { key, nonce, sealed }) = Frame::parse(kind, payload) else { return Err(Close::NoLogin) };
+            ClientInfo::open(&self.secret, &key, &nonce, sealed)?;
+            let mut answer = Vec::new();
+            ServerInfo::unlimited().write(&self.secret, &key, self.rng.bytes(), &mut answer);
+            self.answer = Some(answer);
+            self.key = Some(key);
+            self.keep_alive_at = now + self.keep_alive_every;
+        }
+        self.inbox = inbox;
+        Ok(())
+    }
+
     /// Takes bytes off the stream, cut anywhere. Afterwards, wake what [`Registry::poll_ready`] names.
     ///
     /// # Errors
     /// When the connection must be closed; see [`Close`].
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], registry: &mut Registry) -> Result<(), Close> {
-        let mut inbox = std::mem::take(&mut self.inbox);
         let mut input = bytes;
+        self.handle_login(now, &mut input)?;
+        let Some(key) = self.key else { return Ok(()) };
+        if let Some(answer) = self.answer.take() {
+            registry.login(self.id, key, &answer);
+        }
+        let mut inbox = std::mem::take(&mut self.inbox);
         let mut touched = false;
-        loop {
-            let logged_in = self.key.is_some();
-            let Some((kind, payload)) = inbox.next(&mut input, |header| judge(logged_in, header))? else { break };
+        while let Some((kind, payload)) = inbox.next(&mut input, |header| judge(true, header))? {
             let malformed = Close::Malformed { kind, len: payload.len() };
-            let frame = Frame::parse(kind, payload).map_err(|_| if logged_in { malformed } else { Close::NoLogin })?;
-            match (self.key, frame) {
-                (None, Frame::ClientInfo { key, nonce, sealed }) => {
-                    ClientInfo::open(&self.secret, &key, &nonce, sealed)?;
-                    self.key = Some(key);
-                    self.keep_alive_at = now + self.keep_alive_every;
-                    registry.login(self.id, key);
-                }
-                (None, _) => return Err(Close::NoLogin),
-                (Some(key), frame) => {
-                    if !std::mem::replace(&mut touched, true) {
-                        registry.touch(self.id, &key);
-                    }
-                    match frame {
-                        Frame::SendPacket { to, packet } => {
-                            registry.deliver(now, self.id, &key, &mut self.hop, &to, packet);
-                        }
-                        Frame::Ping(data) => registry.pong(self.id, data),
-                        // Whether we are a client's home is of no consequence here.
-                        Frame::NotePreferred(_) => {}
-                        _ => return Err(malformed),
-                    }
-                }
+            let frame = Frame::parse(kind, payload).map_err(|_| malformed)?;
+            if !std::mem::replace(&mut touched, true) {
+                registry.touch(self.id, &key);
+            }
+            match frame {
+                Frame::SendPacket { to, packet } => registry.deliver(now, self.id, &key, &mut self.hop, &to, packet),
+                Frame::Ping(data) => registry.pong(self.id, data),
+                // Whether we are a client's home is of no consequence here.
+                Frame::NotePreferred(_) => {}
+                _ => return Err(malformed),
             }
         }
         self.inbox = inbox;

@@ -1,10 +1,13 @@
 //! Who is connected to the relay, and what waits for them.
 
-use super::{conn::RelayConn, queue::PacketQueue};
+use super::{
+    conn::RelayConn,
+    queue::{BYTES, PacketQueue},
+};
 use crate::{
     base::{Instant, NodeKey, Rng},
     wire::{
-        derp::{Frame, GoneReason, RelaySecret, ServerInfo},
+        derp::{Frame, GoneReason, RelaySecret},
         disco,
     },
 };
@@ -19,6 +22,13 @@ const GONE_BURST: u32 = 3;
 const GONE_EVERY: Duration = Duration::from_secs(1);
 /// How many notices about gone peers wait for one client; more are dropped and counted.
 const MAX_NOTICES: usize = 1_024;
+
+/// What the queues of all connections may hold together before none grows beyond its share of as much again; and beyond
+/// twice this, none beyond [`LEAST`]. With the server's 8,192 connections that makes 256 MiB at most, and whoever fills many
+/// queues takes nothing from a client that keeps up.
+const BUDGET: usize = 64 << 20;
+/// What every queue may hold whatever the others do: a few packets.
+const LEAST: usize = 8 << 10;
 
 /// One connection of the relay. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +83,10 @@ impl Outbox {
             && self.other.is_empty()
     }
 
+    fn held(&self) -> usize {
+        self.disco.held() + self.other.held()
+    }
+
     /// At most one notice a second, three at once.
     fn may_notice(&mut self, now: Instant) -> bool {
         let grown = u32::try_from((now - self.notices_since).as_secs() / GONE_EVERY.as_secs()).unwrap_or(u32::MAX);
@@ -115,6 +129,9 @@ pub struct Registry {
     ready: VecDeque<ConnId>,
     next_serial: u64,
     epoch: u64,
+    /// Bytes that the queues of all connections hold.
+    held: usize,
+    budget: usize,
     counters: Counters,
 }
 
@@ -131,6 +148,8 @@ impl Registry {
             ready: VecDeque::new(),
             next_serial: 0,
             epoch: 0,
+            held: 0,
+            budget: BUDGET,
             counters: Counters::default(),
         }
     }
@@ -193,6 +212,7 @@ impl Registry {
     /// [`poll_ready`](Self::poll_ready) again.
     #[must_use]
     pub fn poll_output(&mut self, id: ConnId, out: &mut Vec<u8>, max: usize) -> bool {
+        let full = self.held > self.budget;
         let Some(outbox) = self.outbox(id) else { return false };
         out.append(&mut outbox.head);
         if let Some(data) = outbox.pong.take() {
@@ -208,8 +228,22 @@ impl Registry {
         for (peer, reason) in outbox.notices.drain(..) {
             Frame::PeerGone { peer, reason }.write(out);
         }
-        outbox.ready = !outbox.is_empty();
-        outbox.ready
+        let ready = !outbox.is_empty();
+        outbox.ready = ready;
+        if full {
+            self.relax(id);
+        }
+        ready
+    }
+
+    /// Gives the memory back that emptied queues of a connection hold.
+    fn relax(&mut self, id: ConnId) {
+        let Some(outbox) = self.outbox(id) else { return };
+        let before = outbox.held();
+        outbox.disco.relax();
+        outbox.other.relax();
+        let after = outbox.held();
+        self.held = self.held - before + after;
     }
 
     /// Takes a connection out, which is of no more use. When it was the last one with its key, those who got packets from it
@@ -220,7 +254,7 @@ impl Registry {
 
     fn forget(&mut self, id: ConnId, key: Option<NodeKey>) {
         if self.outbox(id).is_some() {
-            self.outboxes.remove(id.slot);
+            self.held -= self.outboxes.remove(id.slot).held();
         }
         self.epoch += 1;
         let Some(key) = key else { return };
@@ -236,15 +270,13 @@ impl Registry {
         }
     }
 
-    /// A connection has proven its key: it becomes the active one at once.
-    pub(super) fn login(&mut self, id: ConnId, key: NodeKey) {
+    /// A connection has proven its key and is to be told `answer`: it becomes the active one at once.
+    pub(super) fn login(&mut self, id: ConnId, key: NodeKey, answer: &[u8]) {
         self.counters.logins += 1;
         self.epoch += 1;
         self.clients.entry(key).or_default().conns.push(id);
-        let nonce = self.rng.bytes();
-        let Self { secret, outboxes, .. } = self;
-        if let Some(outbox) = outboxes.get_mut(id.slot).filter(|o| o.serial == id.serial) {
-            ServerInfo::unlimited().write(secret, &key, nonce, &mut outbox.head);
+        if let Some(outbox) = self.outbox(id) {
+            outbox.head.extend_from_slice(answer);
         }
         self.wake(id);
     }
@@ -287,9 +319,19 @@ impl Registry {
                 conn
             }
         };
+        // Each connection has two queues.
+        let share = self.budget / (2 * self.outboxes.len()).max(1);
+        let limit = match self.held {
+            held if held <= self.budget => BYTES,
+            held if held <= 2 * self.budget => share.clamp(LEAST, BYTES),
+            _ => LEAST,
+        };
         let Some(outbox) = self.outbox(conn) else { return };
         let queue = if disco { &mut outbox.disco } else { &mut outbox.other };
-        let dropped = queue.push(from, packet);
+        let before = queue.held();
+        let dropped = queue.push(from, packet, limit);
+        let after = queue.held();
+        self.held = self.held - before + after;
         if disco {
             self.counters.dropped_disco += dropped;
         } else {
@@ -309,8 +351,7 @@ impl Registry {
     pub(super) fn keep_alive(&mut self, id: ConnId) {
         if let Some(outbox) = self.outbox(id) {
             outbox.keep_alive = true;
-            outbox.disco.relax();
-            outbox.other.relax();
+            self.relax(id);
             self.wake(id);
         }
     }
@@ -362,7 +403,7 @@ mod tests {
     /// A connection that has proven its key.
     fn join(registry: &mut Registry, n: u64) -> ConnId {
         let id = registry.open(Instant::ZERO).id();
-        registry.login(id, key(n));
+        registry.login(id, key(n), &[]);
         id
     }
 
@@ -384,6 +425,39 @@ mod tests {
             leave(&mut registry, receiver, n);
         }
         assert!(registry.clients[&key(0)].sent_to.len() < 40);
+    }
+
+    #[test]
+    fn clients_that_do_not_read_stay_within_the_bound_and_take_nothing_from_one_that_does() {
+        let mut registry = registry();
+        registry.budget = 4 << 20;
+        let sender = join(&mut registry, 0);
+        let (reader, mut out) = (join(&mut registry, 1), Vec::new());
+        while registry.poll_output(reader, &mut out, 64 << 10) {}
+        let mut got = 0;
+        for n in 2..66 {
+            join(&mut registry, n);
+            for round in 0..600 {
+                registry.deliver(Instant::ZERO, sender, &key(0), &mut None, &key(n), &[7; 1_400]);
+                if round % 10 == 0 {
+                    registry.deliver(Instant::ZERO, sender, &key(0), &mut None, &key(1), &[8; 1_400]);
+                    out.clear();
+                    while registry.poll_output(reader, &mut out, 64 << 10) {}
+                    got += usize::from(out.len() > 1_400);
+                }
+                let bound = 2 * registry.budget + 2 * LEAST * registry.outboxes.len();
+                assert!(registry.held <= bound, "{} of {bound}", registry.held);
+            }
+        }
+        assert_eq!(got, 64 * 60, "a client that keeps up loses nothing");
+        assert!(registry.counters().dropped_other > 0);
+        let real: usize = registry.outboxes.iter().map(|(_, outbox)| outbox.held()).sum();
+        assert_eq!(registry.held, real);
+        for n in 2..66 {
+            let id = registry.clients[&key(n)].conns[0];
+            leave(&mut registry, id, n);
+        }
+        assert!(registry.held <= 64 << 10, "{}", registry.held);
     }
 
     #[test]

@@ -120,6 +120,43 @@ fn odd_logins_are_taken_and_refused_as_by_go() {
     }
 }
 
+#[test]
+fn a_login_is_opened_and_answered_before_the_registry_hears_of_it() {
+    let mut registry = Registry::new(secret("S"), Rng::from_u64(1));
+    let mut conn = registry.open(secs(0));
+    let mut bytes = Vec::new();
+    ClientInfo::of_node().write(&secret("A"), &registry.public_key(), [1; 24], &mut bytes);
+    let login = bytes.len();
+    Frame::Ping([7; 8]).write(&mut bytes);
+    // In two pieces; what follows the login is left alone.
+    let mut input = &bytes[..login / 2];
+    conn.handle_login(secs(0), &mut input).unwrap();
+    assert_eq!((input.len(), conn.key()), (0, None));
+    let mut input = &bytes[login / 2..];
+    conn.handle_login(secs(0), &mut input).unwrap();
+    assert_eq!((input.len(), conn.key()), (HEADER + 8, Some(secret("A").public())));
+    assert_eq!((registry.clients(), registry.counters().logins), (0, 0));
+    conn.handle_bytes(secs(0), input, &mut registry).unwrap();
+    assert_eq!((registry.clients(), registry.counters().logins), (1, 1));
+    let mut world = World { registry, conns: BTreeMap::from([("A", conn)]) };
+    assert_eq!(world.output("A"), ["greeting", "server info", "pong 7"]);
+}
+
+#[test]
+fn a_connection_that_ends_between_login_and_registry_leaves_no_trace() {
+    let mut world = World::new();
+    world.join("old", "A");
+    let mut conn = world.registry.open(secs(0));
+    let mut login = Vec::new();
+    ClientInfo::of_node().write(&secret("A"), &world.registry.public_key(), [1; 24], &mut login);
+    conn.handle_login(secs(0), &mut login.as_slice()).unwrap();
+    world.registry.close(conn);
+    assert_eq!(world.registry.clients(), 1);
+    world.join("C", "C");
+    world.packet(1, "C", "A", b"x");
+    assert_eq!(world.output("old"), [got("C", b"x")]);
+}
+
 fn long_login(len: usize) -> Vec<u8> {
     use crypto_box::{PublicKey, SalsaBox, SecretKey, aead::Aead as _};
     let (client, server) = (secret("A"), secret("S").public());
