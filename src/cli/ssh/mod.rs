@@ -11,7 +11,7 @@ use super::{
     target::{HostNames, Target},
 };
 use crate::driver::{
-    process::{EndSignal, EndSignals, end_with_parent},
+    process::{EndSignals, end_with_parent},
     stdio::{Stdin, Stdout},
     terminal::{self, RawMode, Resizes, Terminals},
 };
@@ -92,11 +92,7 @@ async fn interactive(deployment: &Deployment, target: &Target, direct: bool, req
     let raw = if at_terminal && Terminals::of_process().input { Some(RawMode::enter()?) } else { None };
     let ending = tokio::select! {
         ending = session.run(request, local) => ending,
-        signal = signals.next() => Ok(Ending::Signal(match signal {
-            EndSignal::HangUp => 1,
-            EndSignal::Interrupt => 2,
-            EndSignal::Terminate => 15,
-        })),
+        signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
     tunnel.close().await;
