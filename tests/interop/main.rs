@@ -14,6 +14,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 #![allow(unreachable_pub, missing_debug_implementations, missing_docs, reason = "one test binary")]
 
+mod cells;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod peers;
@@ -32,6 +33,6 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells = [relay::cells(), stun::cells()].into_iter().flatten().collect();
+    let cells = [relay::cells(), stun::cells(), cells::cells()].into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

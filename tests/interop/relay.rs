@@ -4,6 +4,7 @@ mod client;
 mod front;
 mod servers;
 
+pub use front::Front;
 pub use client::{region, region_id, relays, secret};
 pub use servers::{GoClient, Kind, Relay};
 
@@ -13,7 +14,6 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow, bail, ensure};
 use client::{Client, News};
-use front::Front;
 use serde_json::{Value, json};
 use std::{
     process::Stdio,

@@ -193,6 +193,13 @@ fn end(context: Arc<Context>, late: Vec<JoinHandle<()>>) {
     }
 }
 
+/// One step of a cell: why it failed begins with its name, a panic's reason too.
+pub fn step<T>(name: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(anyhow::anyhow!(reason(&*panic))))
+        .map_err(|why| why.context(name.to_owned()))
+}
+
 fn reason(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     let place = PANIC.with(RefCell::take);

@@ -1,4 +1,4 @@
-//! A proxy in front of a relay: passes everything on and counts, or refuses `Upgrade: derp` as some do.
+//! A proxy in front of a relay or a server: passes everything on and counts, or refuses `Upgrade: derp` as some do.
 
 use std::{
     net::SocketAddr,
@@ -16,6 +16,8 @@ use tokio::{
 #[derive(Debug, Default)]
 struct Counts {
     refused: AtomicUsize,
+    upgrades: AtomicUsize,
+    websockets: AtomicUsize,
     down: AtomicU64,
 }
 
@@ -50,6 +52,16 @@ impl Front {
         self.counts.refused.load(Ordering::Relaxed)
     }
 
+    /// Relay connections that began by `Upgrade: derp`.
+    pub fn upgrades(&self) -> usize {
+        self.counts.upgrades.load(Ordering::Relaxed)
+    }
+
+    /// Relay connections that began as a WebSocket.
+    pub fn websockets(&self) -> usize {
+        self.counts.websockets.load(Ordering::Relaxed)
+    }
+
     /// Bytes that went from the relay to its clients.
     pub fn down(&self) -> u64 {
         self.counts.down.load(Ordering::Relaxed)
@@ -68,7 +80,15 @@ async fn pass(mut client: TcpStream, relay: SocketAddr, refuse_upgrade: bool, co
         head.push(client.read_u8().await?);
     }
     let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
-    if refuse_upgrade && text.lines().any(|line| line.trim() == "upgrade: derp") {
+    let asks = |wanted: &str| text.starts_with("get /derp ") && text.lines().any(|line| line.trim() == wanted);
+    if asks("upgrade: websocket") {
+        counts.websockets.fetch_add(1, Ordering::Relaxed);
+    }
+    let by_upgrade = asks("upgrade: derp");
+    if by_upgrade && !refuse_upgrade {
+        counts.upgrades.fetch_add(1, Ordering::Relaxed);
+    }
+    if by_upgrade && refuse_upgrade {
         counts.refused.fetch_add(1, Ordering::Relaxed);
         return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused").await;
     }
