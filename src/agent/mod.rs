@@ -1,7 +1,7 @@
 //! L6: the workspace agent.
 //!
 //! It keeps one control connection to the server, one node in the tunnel and the services behind it: an SSH server on
-//! ports 1 and 22 and a forward of every other port to the machine's own loopback (agent.md §4–6).
+//! ports 1 and 22, speed tests on port 3 and a forward of every other port to the machine's own loopback (agent.md §4–6).
 
 mod account;
 mod assignment;
@@ -11,6 +11,7 @@ mod lifecycle;
 mod ports;
 mod run;
 mod services;
+mod speedtest;
 pub mod ssh;
 mod statistics;
 #[cfg(test)]

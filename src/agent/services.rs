@@ -1,6 +1,13 @@
-//! What the agent serves in the tunnel: SSH on ports 1 and 22, and the machine's own ports (agent.md §5.1).
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, speed tests on port 3, and the machine's own ports (agent.md §5.1).
 
-use super::{assignment::Assignment, ports, ssh::Server, statistics::Sample, traffic::Traffic};
+use super::{
+    assignment::Assignment,
+    ports,
+    speedtest::{self, Speedtests},
+    ssh::Server,
+    statistics::Sample,
+    traffic::Traffic,
+};
 use crate::net::{BindError, Incoming, Listener, Tailnet};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -34,6 +41,8 @@ impl Services {
             let listener = this.tailnet.listen_tcp(port).await?;
             this.spawn(this.clone().serve_ssh(listener));
         }
+        let listener = this.tailnet.listen_tcp(speedtest::PORT).await?;
+        this.spawn(this.clone().serve_speedtests(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
         Ok(this)
@@ -96,6 +105,21 @@ impl Services {
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
+                }
+            });
+        }
+    }
+
+    async fn serve_speedtests(self, mut listener: Listener) {
+        let tests = Speedtests::new();
+        while let Ok(incoming) = listener.accept().await {
+            let (this, tests) = (self.clone(), tests.clone());
+            self.spawn(async move {
+                let Ok(stream) = incoming.accept().await else { return };
+                let mut stream = this.traffic.count(stream);
+                if let Err(error) = tests.serve(&mut stream).await {
+                    tracing::debug!(%error, "a speed test broke off");
+                    stream.into_inner().abort();
                 }
             });
         }

@@ -23,9 +23,12 @@ use std::{
     net::{Ipv6Addr, SocketAddrV6},
     time::Duration,
 };
+use tokio::sync::mpsc;
 
 /// The agent's SSH server.
 pub(super) const SSH_PORT: u16 = 1;
+/// The agent's speed test server.
+pub(super) const SPEEDTEST_PORT: u16 = 3;
 /// How long an agent that the server does not hear from is waited for.
 const AGENT_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two questions for the agent's state.
@@ -44,6 +47,8 @@ pub(super) struct Tunnel {
     /// The agent's overlay address.
     pub(super) address: Ipv6Addr,
     pub(super) relays: RelayMap,
+    /// Whether the command line and the deployment allow direct paths.
+    pub(super) direct: bool,
     control: Control,
 }
 
@@ -53,6 +58,19 @@ impl Tunnel {
     /// # Errors
     /// When there is no such workspace or agent, or it does not come up in time.
     pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<Self> {
+        Self::open_captured(deployment, target, direct, None).await
+    }
+
+    /// The same, with every packet of the tunnel handed to `capture`.
+    ///
+    /// # Errors
+    /// As [`Tunnel::open`].
+    pub(super) async fn open_captured(
+        deployment: &Deployment,
+        target: &Target,
+        direct: bool,
+        capture: Option<mpsc::Sender<Vec<u8>>>,
+    ) -> anyhow::Result<Self> {
         let client = &deployment.client;
         let lookup = async {
             let workspace = client.workspace(&target.owner, &target.workspace).await.map_err(|e| match e.status() {
@@ -80,12 +98,13 @@ impl Tunnel {
             destinations: vec![agent.id],
             direct,
             force_websockets: connection.derp_force_websockets,
+            capture,
             ..Config::client(http)?
         })
         .context("cannot open the network of this process")?;
         report_usage(client.clone(), &workspace, &agent);
         let [address, _] = agent_addresses(agent.id);
-        Ok(Self { tailnet, name: target.to_string(), address, relays, control })
+        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, control })
     }
 
     /// Connects to a port of the agent.

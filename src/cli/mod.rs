@@ -13,6 +13,7 @@ mod output;
 mod ping;
 mod quickstart;
 mod server;
+mod speedtest;
 mod ssh;
 mod target;
 mod version;
@@ -59,6 +60,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
         Command::Ping(args) => ping::run(global, args),
+        Command::Speedtest(args) => speedtest::run(global, args),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),
         Command::Quickstart(args) => quickstart::run(global, args),

@@ -48,6 +48,11 @@ pub(super) fn table_with(heads: &[&str], rows: &[Vec<String>], right: &[bool]) -
     std::iter::once(head).chain(body).collect::<Vec<_>>().join("\n")
 }
 
+/// The rule between the rows of a table, as wide as its lines are.
+pub(super) fn rule(table: &str) -> String {
+    "-".repeat(table.lines().map(|l| l.chars().count()).max().unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ const HEADS: [&str; 7] = ["WORKSPACE", "TOTAL", "SUCCESSFUL", "MIN", "AVG", "MAX
 pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     super::on_one_thread(async {
-        let deployment = Deployment::open(global)?;
+        let deployment = Deployment::open(global).await?;
         let target = Target::parse(&args.workspace, &HostNames::default());
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let tunnel = tokio::select! {
@@ -43,12 +43,7 @@ pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
 }
 
 async fn pings(tunnel: &Tunnel, args: &Ping, summary: &mut Summary) -> anyhow::Result<()> {
-    // The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
-    match tunnel.tailnet.ping(tunnel.address, PingKind::Tsmp, args.timeout.max(Duration::from_secs(5))).await {
-        Ok(_) => {}
-        Err(PingError::UnknownPeer) => bail!("the coordinator did not announce the agent of {}: is it running?", tunnel.name),
-        Err(_) => bail!("the agent of {} does not answer: it may have lost its network", tunnel.name),
-    }
+    first(tunnel, args.timeout.max(Duration::from_secs(5))).await?;
     let mut was_direct = false;
     let started = crate::driver::clock::now();
     loop {
@@ -76,7 +71,16 @@ async fn pings(tunnel: &Tunnel, args: &Ping, summary: &mut Summary) -> anyhow::R
     }
 }
 
-fn is_direct(pong: &Pong) -> bool {
+/// The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
+pub(super) async fn first(tunnel: &Tunnel, limit: Duration) -> anyhow::Result<()> {
+    match tunnel.tailnet.ping(tunnel.address, PingKind::Tsmp, limit).await {
+        Ok(_) => Ok(()),
+        Err(PingError::UnknownPeer) => bail!("the coordinator did not announce the agent of {}: is it running?", tunnel.name),
+        Err(_) => bail!("the agent of {} does not answer: it may have lost its network", tunnel.name),
+    }
+}
+
+pub(super) fn is_direct(pong: &Pong) -> bool {
     pong.path.and_then(|p| p.lane).is_some_and(|lane| !lane.is_relay())
 }
 
@@ -99,7 +103,7 @@ fn to_ms(time: Duration) -> u64 {
 }
 
 /// A duration in full precision as Go prints it: `1m2.5s`, `359.591µs`, `27ns`.
-fn go_text(time: Duration) -> String {
+pub(super) fn go_text(time: Duration) -> String {
     let nanos = time.as_nanos();
     let fraction = |unit: u128, name: &str| {
         let (whole, rest) = (nanos / unit, nanos % unit);
@@ -166,8 +170,7 @@ impl Summary {
             if seconds.len() > 1 { known(cut(spread / (count - 1.0))) } else { "<nil>".to_owned() },
         ];
         let table = output::table_with(&HEADS, &[row], &[false, true, true, false, false, false, false]);
-        let width = table.lines().map(|l| l.chars().count()).max().unwrap_or(0);
-        format!("{}\n{table}", "-".repeat(width))
+        format!("{}\n{table}", output::rule(&table))
     }
 }
 

@@ -25,6 +25,18 @@ pub enum EndSignal {
     HangUp,
 }
 
+impl EndSignal {
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::HangUp => 1,
+            Self::Interrupt => 2,
+            Self::Terminate => 15,
+        }
+    }
+}
+
 /// The signals that ask a command to end, as one stream.
 #[derive(Debug)]
 pub struct EndSignals {

@@ -6,6 +6,8 @@ pub mod coord;
 pub mod derp;
 pub mod disco;
 pub mod ip;
+pub mod pcap;
+pub mod speedtest;
 pub mod stun;
 pub mod wg;
 

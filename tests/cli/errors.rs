@@ -37,8 +37,14 @@ fn names(line: &str, words: &[&str]) {
     }
 }
 
-const USES: [&[&str]; 5] =
-    [&["ssh", "dev", "--", "true"], &["ssh", "--stdio", "dev"], &["ping", "dev", "-n", "1"], &["list"], &["create", "x"]];
+const USES: [&[&str]; 6] = [
+    &["ssh", "dev", "--", "true"],
+    &["ssh", "--stdio", "dev"],
+    &["ping", "dev", "-n", "1"],
+    &["speedtest", "dev"],
+    &["list"],
+    &["create", "x"],
+];
 
 #[test]
 fn a_wrong_token_is_told() {
@@ -72,6 +78,7 @@ fn an_unknown_workspace_is_told() {
     names(&error(lab.server.coder(&["ssh", "nobody/dev", "--", "true"]), SOON), &["nobody"]);
     names(&error(lab.server.coder(&["ssh", "dev.nope", "--", "true"]), SOON), &["nope", "main"]);
     names(&error(lab.server.coder(&["ping", "nope", "-n", "1"]), SOON), &["nope"]);
+    names(&error(lab.server.coder(&["speedtest", "nope"]), SOON), &["nope"]);
 }
 
 #[test]
@@ -79,11 +86,12 @@ fn an_agent_that_is_not_there_is_told() {
     let mut lab = Lab::new();
     lab.server.create("never");
     lab.agent.kill();
-    let gone: [(&[&str], &str); 4] = [
+    let gone: [(&[&str], &str); 5] = [
         (&["ssh", "never", "--", "true"], "never"),
         (&["ssh", "--stdio", "never"], "never"),
         (&["ssh", "dev", "--", "true"], "dev"),
         (&["ping", "dev", "-n", "1"], "dev"),
+        (&["speedtest", "dev"], "dev"),
     ];
     thread::scope(|scope| {
         for (arguments, name) in gone {
@@ -168,5 +176,9 @@ fn a_command_line_that_cannot_be_read_is_told() {
     names(&error(command(&["ssh", "--nope"]), SOON), &["unknown flag: --nope"]);
     names(&error(command(&["nope"]), SOON), &["unrecognized subcommand \"nope\""]);
     names(&error(command(&["ping", "dev", "--wait", "5"]), SOON), &["missing unit"]);
+    names(&error(command(&["speedtest", "dev", "-t", "5"]), SOON), &["missing unit"]);
+    names(&error(command(&["speedtest", "dev", "--direction", "both"]), SOON), &["both", "up", "down"]);
+    names(&error(command(&["speedtest", "dev", "-c", "Speed"]), SOON), &["Speed", "throughput"]);
+    names(&error(command(&["speedtest"]), SOON), &["WORKSPACE"]);
     names(&error(command(&["server", "--http-address", "nowhere"]), SOON), &["--http-address"]);
 }

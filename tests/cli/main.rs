@@ -16,6 +16,7 @@ mod harness;
 mod secrets;
 mod sessions;
 mod signals;
+mod speedtest;
 mod users;
 
 use harness::{Process, Server};

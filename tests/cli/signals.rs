@@ -84,9 +84,17 @@ fn a_closed_terminal_ends_the_session_here_and_there() {
 fn each_signal_ends_a_running_command_soon() {
     let lab = Lab::new();
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        for arguments in [&["ssh", "dev", "--", "echo up; sleep 1000"][..], &["ping", "dev", "--wait", "50ms"]] {
+        for arguments in [
+            &["ssh", "dev", "--", "echo up; sleep 1000"][..],
+            &["ping", "dev", "--wait", "50ms"],
+            &["speedtest", "dev", "-t", "1h"],
+        ] {
             let mut process = Process::start("the command", lab.server.coder(arguments));
-            process.wait_for(if arguments[0] == "ssh" { "up" } else { "pong" });
+            process.wait_for(match arguments[0] {
+                "ssh" => "up",
+                "ping" => "pong",
+                _ => "Testing the ",
+            });
             process.signal(signal);
             let status = process.wait(SOON);
             // A ping that was interrupted has still measured something.

@@ -11,7 +11,7 @@ use super::{
     target::{HostNames, Target},
 };
 use crate::driver::{
-    process::{EndSignal, EndSignals, end_with_parent},
+    process::{EndSignals, end_with_parent},
     stdio::{Stdin, Stdout},
     terminal::{self, RawMode, Resizes, Terminals},
 };
@@ -29,7 +29,7 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
     }
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     super::on_one_thread(async {
-        let deployment = Deployment::open(global)?;
+        let deployment = Deployment::open(global).await?;
         let names = HostNames { prefix: args.ssh_host_prefix.clone(), suffix: args.hostname_suffix.clone() };
         let target = Target::parse(&args.workspace, &names);
         if global.disable_direct_connections {
@@ -92,11 +92,7 @@ async fn interactive(deployment: &Deployment, target: &Target, direct: bool, req
     let raw = if at_terminal && Terminals::of_process().input { Some(RawMode::enter()?) } else { None };
     let ending = tokio::select! {
         ending = session.run(request, local) => ending,
-        signal = signals.next() => Ok(Ending::Signal(match signal {
-            EndSignal::HangUp => 1,
-            EndSignal::Interrupt => 2,
-            EndSignal::Terminate => 15,
-        })),
+        signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
     tunnel.close().await;

@@ -60,6 +60,8 @@ pub struct Config {
     pub port: u16,
     /// The coordinator, if there is one.
     pub control: Option<Control>,
+    /// Where the packets of the tunnel go as records of a capture, if anywhere.
+    pub capture: Option<mpsc::Sender<Vec<u8>>>,
     /// Seeds the node.
     pub rng: Rng,
 }

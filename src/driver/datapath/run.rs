@@ -87,6 +87,7 @@ pub(super) struct DataLoop {
     pub(super) watched: BTreeMap<Ipv6Addr, watch::Sender<Option<PathInfo>>>,
     pub(super) own: watch::Sender<Option<Arc<tailnet::Node>>>,
     pub(super) report: watch::Sender<Option<Arc<Report>>>,
+    capture: Option<mpsc::Sender<Vec<u8>>>,
     local: Vec<SocketAddr>,
     pub(super) drops: QueueDrops,
     turns: u64,
@@ -111,7 +112,7 @@ impl DataLoop {
         own: watch::Sender<Option<Arc<tailnet::Node>>>,
         report: watch::Sender<Option<Arc<Report>>>,
     ) -> Self {
-        let Config { node, relay_map, http, websocket_only, port: _, control, mut rng } = config;
+        let Config { node, relay_map, http, websocket_only, port: _, control, capture, mut rng } = config;
         let relays = Relays::new(http, node.secret.clone(), websocket_only);
         let node = Node::new(node, &mut rng);
         let updates = control.as_ref().and_then(Control::take_updates);
@@ -138,6 +139,7 @@ impl DataLoop {
             watched: BTreeMap::new(),
             own,
             report,
+            capture,
             local: Vec::new(),
             drops: QueueDrops::default(),
             turns: 0,
@@ -151,6 +153,9 @@ impl DataLoop {
             found: Vec::new(),
         };
         let now = clock::now();
+        if this.capture.is_some() {
+            this.node.start_capture(now, clock::wall());
+        }
         this.refresh_local(now);
         if let Some(map) = relay_map {
             this.set_relay_map(now, map);
@@ -201,8 +206,25 @@ impl DataLoop {
         let mut budget = Budget::new(OUT);
         more |= self.node.transmit(now, &mut self.lanes, &mut budget) == Turn::More;
         self.lanes.flush();
+        self.hand_over_capture();
         // Events of this turn's sending may move bytes that want to leave too.
         more | self.take_events(now)
+    }
+
+    /// Passes captured packets on. While their owner does not keep up they wait in the node, up to its limit.
+    fn hand_over_capture(&mut self) {
+        let Some(owner) = &self.capture else { return };
+        if owner.is_closed() {
+            self.node.stop_capture();
+            self.capture = None;
+        } else if let Ok(place) = owner.try_reserve()
+            && let Some((records, lost)) = self.node.take_capture()
+        {
+            if lost > 0 {
+                tracing::debug!(lost, "the packet capture has gaps: its file is written too slowly");
+            }
+            place.send(records);
+        }
     }
 
     fn take_datagrams(&mut self, now: Instant) -> bool {

@@ -17,6 +17,7 @@
 //! - The data plane asks the coordinator for nothing: without it every tunnel goes on.
 //! - In steady state a packet costs no allocation and only hash look-ups.
 
+mod capture;
 mod control;
 mod coordination;
 mod counters;
@@ -40,8 +41,9 @@ pub use send::{Budget, SendSpace, Turn};
 use crate::{
     base::{Deadline, DiscoSecret, Instant, Lane, NodeKey, NodeSecret, PeerIx, RegionId, Rng, Via},
     proto::{netcheck::Netcheck, netstack, netstack::Netstack, path::Paths, relay::routes::Relays, wg, wg::WireGuard},
-    wire::{Kind, classify, ip::MTU},
+    wire::{Kind, classify, ip::MTU, pcap::Way},
 };
+use capture::Capture;
 use control::Control;
 use dials::{Dials, Pings};
 use endpoints::{Announcement, Endpoints};
@@ -117,6 +119,8 @@ pub struct Node {
     ready: BTreeSet<Uuid>,
     events: VecDeque<Event>,
     counters: Counters,
+    /// Only when somebody wants to look.
+    capture: Option<Box<Capture>>,
     /// When something last went into the tunnel; STUN goes on only for a while after it.
     last_sent: Option<Instant>,
     /// When each peer was last heard.
@@ -159,6 +163,7 @@ impl Node {
             ready: BTreeSet::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
+            capture: None,
             last_sent: None,
             heard: FxHashMap::default(),
             incoming: Box::new([0; MAX_DATAGRAM]),
@@ -221,6 +226,9 @@ impl Node {
                 // Only the peer that announced an address speaks for it.
                 match self.incoming.get(..len) {
                     Some(ip) if source(ip).and_then(|source| self.peers.at(&source)) == Some(peer) => {
+                        if let Some(capture) = &mut self.capture {
+                            capture.add(now, Way::FromPeer, ip);
+                        }
                         self.netstack.handle_packet(now, peer, ip);
                     }
                     _ => self.counters.drops.foreign_source += 1,

@@ -4,6 +4,7 @@ use super::{Budget, Node, SendSpace, Turn};
 use crate::{
     base::{Instant, Lane, PeerIx},
     proto::{netstack::Urgency, path::Choice},
+    wire::pcap::Way,
 };
 
 /// WireGuard's header and tag around a packet.
@@ -55,7 +56,7 @@ impl Node {
 
     /// One packet of a flow and its peer. `full` tells that a lane had no room.
     fn transmit_packet(&mut self, now: Instant, out: &mut impl SendSpace, full: &mut bool) -> Option<PeerIx> {
-        let Self { netstack, wg, paths, relays, incoming, outgoing, counters, .. } = self;
+        let Self { netstack, wg, paths, relays, incoming, outgoing, counters, capture, .. } = self;
         let mut chosen: Option<(PeerIx, Choice)> = None;
         let mut gate = |peer: PeerIx, _: Urgency| {
             if !wg.has_session(now, peer) {
@@ -86,6 +87,9 @@ impl Node {
         out.commit(&first, used);
         counters.data_sent.add(first.is_relay());
         counters.bytes_sent += packet.len as u64;
+        if let Some(capture) = capture {
+            capture.add(now, Way::FromLocal, plain);
+        }
         let copy = choice.second.filter(|second| {
             let room = out.room(second, used);
             counters.drops.copy += u64::from(!room);

@@ -7,7 +7,7 @@ use crate::{
         self,
         coord::tailnet::DerpMap,
         derp::{self, RelayMap},
-        disco, stun,
+        disco, speedtest, stun,
     },
 };
 use prost::Message as _;
@@ -115,5 +115,23 @@ pub fn relay_map(bytes: &[u8]) {
     for map in message.into_iter().chain(json) {
         assert_eq!(RelayMap::from_json(&map.to_json()).as_ref(), Ok(&map));
         assert_eq!(RelayMap::try_from(&DerpMap::from(&map)), Ok(map));
+    }
+}
+
+/// The speed test's messages: what is read is written and read the same, and any piece of it was incomplete.
+///
+/// # Panics
+/// When it is not.
+pub fn speedtest(bytes: &[u8]) {
+    if let Ok(Some((opening, used))) = speedtest::Opening::parse(bytes) {
+        let out = opening.write();
+        assert_eq!(speedtest::Opening::parse(&out), Ok(Some((opening, out.len() - 1))));
+        assert!(used <= bytes.len() && used <= speedtest::MAX_MESSAGE);
+        (0..used).for_each(|cut| assert_eq!(speedtest::Opening::parse(bytes.get(..cut).unwrap_or_default()), Ok(None)));
+    }
+    if let Ok(Some((answer, used))) = speedtest::Answer::parse(bytes) {
+        let out = answer.write();
+        assert_eq!(speedtest::Answer::parse(&out), Ok(Some((answer, out.len()))));
+        assert!(used <= bytes.len() && used <= speedtest::MAX_MESSAGE + 1);
     }
 }
