@@ -103,21 +103,27 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
     tracing::info!("stopping");
     lifecycles.enter(LifecycleState::ShuttingDown, clock::wall());
     let current: Option<Services> = services.borrow().clone();
-    let connected = control.borrow().as_ref().is_some_and(is_connected);
+    let open: Option<Control> = control.borrow().clone();
     let good_bye = async {
         if let Some(services) = &current {
             services.ssh.shutdown(SSH_LIMIT).await;
         }
         lifecycles.enter(LifecycleState::Off, clock::wall());
-        if connected {
-            let _ = timeout(REPORT_LIMIT, lifecycles.reported()).await;
+        if let Some(control) = &open {
+            let reported = async {
+                tokio::select! {
+                    () = lifecycles.reported() => {}
+                    // A server that ends beside us hears nothing any more.
+                    () = disconnected(control) => {}
+                }
+            };
+            let _ = timeout(REPORT_LIMIT, reported).await;
         }
     };
     tokio::select! {
         never = &mut rounds => match never {},
         () = good_bye => {}
     }
-    let open: Option<Control> = control.borrow().clone();
     if let Some(control) = open {
         control.close().await;
     }
@@ -127,8 +133,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
     Ok(())
 }
 
-fn is_connected(control: &Control) -> bool {
-    matches!(*control.status().borrow(), ControlStatus::Connected(_))
+/// Waits until the control socket does not stand.
+async fn disconnected(control: &Control) {
+    let stands = |status: &ControlStatus| matches!(status, ControlStatus::Connected(_));
+    // An error means that the socket's task has ended, and the socket with it.
+    let _ = control.status().wait_for(|status| !stands(status)).await;
 }
 
 /// What survives rounds beside the services.

@@ -23,13 +23,14 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
     let Some(url) = args.agent_url.clone().filter(|u| !u.is_empty()) else {
         bail!("no server: set CODER_AGENT_URL or pass --agent-url");
     };
-    let config = agent::Config {
-        token: token(args)?,
-        options: HttpOptions { headers: deployment::headers(global, &url)?, ..HttpOptions::default() },
-        port: args.tailnet_listen_port,
-        url,
-    };
+    let token = token(args)?;
     super::on_one_thread(async {
+        let config = agent::Config {
+            token,
+            options: HttpOptions { headers: deployment::headers(global, &url).await?, ..HttpOptions::default() },
+            port: args.tailnet_listen_port,
+            url,
+        };
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = agent::run(config, async { drop(stopped.await) });

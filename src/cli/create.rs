@@ -10,7 +10,7 @@ use anyhow::anyhow;
 
 /// Makes a workspace and prints the line that starts its agent on another machine.
 pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<u8> {
-    let deployment = Deployment::open(global)?;
+    let deployment = Deployment::open(global).await?;
     let made = deployment.client.create_workspace(&args.name).await.map_err(refused)?;
     output::line(&format!(
         "Workspace {name} was made. Start its agent on the machine to reach; its token is shown only now:\n\n  \
@@ -26,7 +26,7 @@ pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<
 /// Makes a user and prints a token.
 pub(super) async fn user(global: &Global, command: &UsersCommand) -> anyhow::Result<u8> {
     let UsersCommand::Create { name } = command;
-    let deployment = Deployment::open(global)?;
+    let deployment = Deployment::open(global).await?;
     let made = deployment.client.create_user(name).await.map_err(refused)?;
     output::line(&format!(
         "User {} was made. The token is shown only now:\n\n  {}\n\nLog in with 'coder login {url}' and paste it.",

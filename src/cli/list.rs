@@ -16,7 +16,7 @@ const HEADS: [&str; 9] =
     ["WORKSPACE", "TEMPLATE", "STATUS", "HEALTHY", "LAST BUILT", "CURRENT VERSION", "OUTDATED", "STARTS AT", "STOPS AFTER"];
 
 pub(super) async fn run(global: &Global, args: &List) -> anyhow::Result<u8> {
-    let deployment = Deployment::open(global)?;
+    let deployment = Deployment::open(global).await?;
     let query = if args.all { "" } else { &args.search };
     let found = deployment.client.workspaces(query).await.map_err(explain)?;
     if args.output == Output::Json {

@@ -18,7 +18,7 @@ pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
     };
     let url = with_scheme(&address);
 
-    let anonymous = Deployment::at(global, &url, None)?;
+    let anonymous = Deployment::at(global, &url, None).await?;
     if !anonymous.client.has_first_user().await.map_err(explain)? {
         bail!("{url} has no user yet: set up its first user there, then log in");
     }
@@ -30,7 +30,7 @@ pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
     if given.expose().is_empty() {
         bail!("the token is empty");
     }
-    let deployment = Deployment::at(global, &url, Some(given.clone()))?;
+    let deployment = Deployment::at(global, &url, Some(given.clone())).await?;
     let user = deployment.client.me().await.map_err(|e| match e.status() {
         Some(401) => anyhow!("{e}. The token does not belong to {url}: get one there and log in again."),
         _ => e.into(),

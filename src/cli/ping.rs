@@ -21,7 +21,7 @@ const HEADS: [&str; 7] = ["WORKSPACE", "TOTAL", "SUCCESSFUL", "MIN", "AVG", "MAX
 pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     super::on_one_thread(async {
-        let deployment = Deployment::open(global)?;
+        let deployment = Deployment::open(global).await?;
         let target = Target::parse(&args.workspace, &HostNames::default());
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let tunnel = tokio::select! {

@@ -53,7 +53,7 @@ async fn use_it(running: &Running, login: std::path::PathBuf, global: &Global, c
     server::login(running, login.clone())?;
     // The user's own login and deployment have no part in this.
     let global = Global { url: None, token: None, global_config: Some(login.clone()), ..global.clone() };
-    let deployment = Deployment::open(&global)?;
+    let deployment = Deployment::open(&global).await?;
     let target = Target::parse(DEV_WORKSPACE, &HostNames::default());
     let direct = !global.disable_direct_connections;
     if !command.is_empty() {

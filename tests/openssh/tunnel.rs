@@ -6,7 +6,7 @@ use crate::{
         noise,
         process::{Finished, LIMIT, children, gone_within, pidfd, text},
     },
-    ways::{AT_ONCE, Way, on_every_way},
+    ways::{AT_ONCE, on_every_way},
 };
 use std::time::{Duration, Instant};
 
@@ -51,11 +51,10 @@ fn a_hundred_megabytes_arrive_equal_in_each_direction() {
 #[test]
 fn twenty_times_a_hundred_megabytes_come_back_equal_through_cat() {
     on_every_way(|lab| {
-        // The count is the direct way's; what the relays add is shown by fewer.
-        let rounds = if lab.way == Way::Direct { 20 } else { 3 };
+        const ROUNDS: u32 = 20;
         let started = Instant::now();
-        for round in 1..=rounds {
-            let sent = noise(MEGABYTES_100, round);
+        for round in 1..=ROUNDS {
+            let sent = noise(MEGABYTES_100, round.into());
             let came = lab.run(&[], "cat", sent.clone());
             assert!(
                 came.code() == Some(0) && came.stdout == sent,
@@ -64,7 +63,7 @@ fn twenty_times_a_hundred_megabytes_come_back_equal_through_cat() {
                 came.stdout.len()
             );
         }
-        println!("  {rounds} × 100 MB through cat, each {}", rate(started.elapsed() / u32::try_from(rounds).unwrap()));
+        println!("  {ROUNDS} × 100 MB through cat, each {}", rate(started.elapsed() / ROUNDS));
     });
 }
 
@@ -74,7 +73,7 @@ fn a_terminal_is_one_in_the_workspace() {
         let mut terminal = lab.start_in_terminal("tty; echo shown; exit 3");
         terminal.wait_for("/dev/pts/");
         terminal.wait_for("shown");
-        assert_eq!(terminal.wait(AT_ONCE).code(), Some(3));
+        assert_eq!(lab.finish(terminal), Some(3));
         assert_eq!(text(&lab.run(&[], "tty", Vec::new()).stdout), "not a tty\n");
     });
 }
@@ -86,7 +85,7 @@ fn a_resized_terminal_is_resized_in_the_workspace() {
         terminal.wait_for("24 80");
         terminal.resize(132, 43);
         terminal.wait_for("43 132");
-        assert_eq!(terminal.wait(AT_ONCE).code(), Some(0));
+        assert_eq!(lab.finish(terminal), Some(0));
     });
 }
 

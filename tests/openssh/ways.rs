@@ -69,7 +69,7 @@ impl Lab {
             ssh.wait_for("to=direct");
             ssh.wait_for("counters");
             self.agent.wait_for("to=direct");
-            self.agent.wait_for("agent::services: counters");
+            self.agent.wait_for("counters");
         } else {
             ssh.wait_for("relay connected");
         }
@@ -90,6 +90,13 @@ impl Lab {
         terminal
     }
 
+    /// Waits for the end of what [`Lab::start_in_terminal`] started, proves its way at the agent and gives the exit status.
+    pub(crate) fn finish(&mut self, mut terminal: Terminal) -> Option<i32> {
+        let code = terminal.wait(AT_ONCE).code();
+        self.prove_agent();
+        code
+    }
+
     /// Runs `remote` on the path under test with `input`, to its end, and proves the way.
     pub(crate) fn run(&mut self, options: &[&str], remote: &str, input: Vec<u8>) -> Finished {
         let mut ssh = self.start(options, remote);
@@ -99,35 +106,37 @@ impl Lab {
         finished
     }
 
-    /// Both ends' counters show data on this way only.
+    /// Both ends' counters show data on this way only. Every session of a lab is proven before the next one starts.
     pub(crate) fn prove(&mut self, client: &[String]) {
-        // The agent prints its counters when the session's end has reached it; those of the path's change come before.
-        // Its line may still be on its way then: what it does not show yet is proven by the next session's.
-        let agent = self.agent.drain()[self.checked..].to_vec();
-        let ended = agent.iter().any(|line| line.contains("agent::services: counters "));
-        if !ended {
-            return;
-        }
-        self.checked += agent.len();
-        match self.way {
-            Way::Direct => {
-                for (end, lines) in [("client", client), ("agent", &agent)] {
-                    let (before, after) = (Counters::at_upgrade(lines), Counters::last(lines));
-                    assert!(after.sent_udp > before.sent_udp, "the {end} sent nothing direct: {before:?} {after:?}");
-                    assert_eq!(after.sent_relay, before.sent_relay, "the {end} still used the relay after the upgrade");
-                }
+        self.way.prove("client", client, client);
+        self.prove_agent();
+    }
+
+    fn prove_agent(&mut self) {
+        // The agent prints its counters when the session's end has reached it.
+        self.agent.wait_for("agent::services: counters ");
+        self.way.prove("agent", &self.agent.seen[self.checked..], &self.agent.seen);
+        self.checked = self.agent.seen.len();
+    }
+}
+
+impl Way {
+    /// The counters of one end in `session`, the lines of one session, show data on this way only; `all` holds the lines
+    /// since the process's start.
+    fn prove(self, end: &str, session: &[String], all: &[String]) {
+        let after = Counters::last(session);
+        match self {
+            Self::Direct => {
+                let before = Counters::at_upgrade(session);
+                assert!(after.sent_udp > before.sent_udp, "the {end} sent nothing direct: {before:?} {after:?}");
+                assert_eq!(after.sent_relay, before.sent_relay, "the {end} still used the relay after the upgrade");
             }
-            Way::Derp | Way::WebSocket => {
-                for (end, lines) in [("client", client), ("agent", &agent)] {
-                    let after = Counters::last(lines);
-                    assert!(after.sent_relay > 0 && after.received_relay > 0, "the {end} did not use the relay: {after:?}");
-                    assert_eq!((after.sent_udp, after.received_udp), (0, 0), "the {end} sent or received direct");
-                }
-                let transport = if self.way == Way::Derp { "transport=derp" } else { "transport=websocket" };
-                for (end, lines) in [("client", client), ("agent", &self.agent.seen)] {
-                    let connected: Vec<_> = lines.iter().filter(|line| line.contains("relay connected")).collect();
-                    assert!(!connected.is_empty() && connected.iter().all(|l| l.contains(transport)), "{end}: {connected:?}");
-                }
+            Self::Derp | Self::WebSocket => {
+                assert!(after.sent_relay > 0 && after.received_relay > 0, "the {end} did not use the relay: {after:?}");
+                assert_eq!((after.sent_udp, after.received_udp), (0, 0), "the {end} sent or received direct");
+                let transport = if self == Self::Derp { "transport=derp" } else { "transport=websocket" };
+                let connected: Vec<_> = all.iter().filter(|line| line.contains("relay connected")).collect();
+                assert!(!connected.is_empty() && connected.iter().all(|l| l.contains(transport)), "{end}: {connected:?}");
             }
         }
     }

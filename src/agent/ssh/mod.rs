@@ -35,7 +35,8 @@ use std::{
     env,
     ffi::OsString,
     fmt, fs,
-    path::PathBuf,
+    io::Read as _,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -55,7 +56,7 @@ const KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
 /// Messages of output that wait in a connection's queue, each up to the client's packet size (32 KiB).
 const OUTPUT_QUEUE: usize = 16;
 /// Largest message of the day that is shown.
-const MAX_MOTD: usize = 64 << 10;
+const MAX_MOTD: u64 = 64 << 10;
 
 /// The server. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -94,8 +95,7 @@ impl Shared {
         let mut text: String = shown.map(|b| format!("{b}\n\n")).collect();
         drop(banners);
         if !profile.motd.as_os_str().is_empty() && !self.account.home.join(".hushlogin").exists() {
-            let motd = fs::read(&profile.motd).unwrap_or_default();
-            text.push_str(&String::from_utf8_lossy(motd.get(..MAX_MOTD).unwrap_or(&motd)));
+            text.push_str(&message_of_the_day(&profile.motd));
         }
         text.replace("\r\n", "\n").replace('\n', "\r\n").into_bytes()
     }
@@ -208,6 +208,18 @@ impl Server {
     pub fn counters(&self) -> Counters {
         self.shared.stats.read()
     }
+}
+
+/// The beginning of a file, if it is one: a pipe would hold the session up.
+fn message_of_the_day(path: &Path) -> String {
+    let mut text = Vec::new();
+    if fs::metadata(path).is_ok_and(|m| m.is_file())
+        && let Ok(file) = fs::File::open(path)
+    {
+        // What could be read is shown.
+        let _ = file.take(MAX_MOTD).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// An ed25519 key made of the names alone. It proves nothing, since anybody can derive it; the tunnel below has proved

@@ -17,7 +17,10 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::ExitStatus,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -56,6 +59,8 @@ pub(super) struct Session {
 struct Running {
     group: Option<Group>,
     control: Option<OwnedFd>,
+    /// Set when the command has ended: its process number may be another's from then on.
+    ended: Arc<AtomicBool>,
 }
 
 /// The way back to the client.
@@ -188,7 +193,9 @@ impl Session {
     /// `signal`: kept until the command runs.
     pub(super) fn signal(&mut self, signal: Sig) {
         match &self.running {
-            Some(Running { group: Some(group), .. }) => group.signal(signal_number(&signal)),
+            Some(Running { group: Some(group), ended, .. }) if !ended.load(Ordering::Acquire) => {
+                group.signal(signal_number(&signal));
+            }
             Some(_) => {}
             None if self.signals.len() < MAX_VARIABLES => self.signals.push(signal),
             None => {}
@@ -219,7 +226,7 @@ impl Session {
         let started = launch.start();
         tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
         let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
-        let mut running = Running { group: None, control: None };
+        let mut running = Running { group: None, control: None, ended: Arc::default() };
         match started {
             Ok(Process { child, group, io }) => {
                 running.group = Some(group);
@@ -229,7 +236,8 @@ impl Session {
                     Io::Terminal { pty } => (Ends::Terminal { reader: pty.reader, writer: pty.writer }, Some(pty.control)),
                 };
                 running.control = control;
-                let serve = Serve { child, group, ends, output, channel, greeting, active };
+                let ended = Arc::clone(&running.ended);
+                let serve = Serve { child, group, ended, ends, output, channel, greeting, active };
                 shared.tasks.spawn(serve.run());
             }
             Err(error) => {
@@ -256,6 +264,7 @@ enum Ends {
 struct Serve {
     child: Child,
     group: Group,
+    ended: Arc<AtomicBool>,
     ends: Ends,
     output: Output,
     channel: Channel,
@@ -265,7 +274,7 @@ struct Serve {
 
 impl Serve {
     async fn run(self) {
-        let Self { mut child, group, ends, output, channel, greeting, active } = self;
+        let Self { mut child, group, ended, ends, output, channel, greeting, active } = self;
         let Channel { shared, handle, input, gone, open } = channel;
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
@@ -288,12 +297,13 @@ impl Serve {
                 }
             })
         };
-        let ended = tokio::select! {
+        let status = tokio::select! {
             status = exchange => status,
             () = gone.cancelled() => None,
             () = shared.stop.cancelled() => None,
         };
-        match ended {
+        ended.store(!ended_early(&mut child), Ordering::Release);
+        match status {
             Some(status) => output.report(&handle, status.into()).await,
             None => output.close().await,
         }

@@ -29,7 +29,7 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
     }
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     super::on_one_thread(async {
-        let deployment = Deployment::open(global)?;
+        let deployment = Deployment::open(global).await?;
         let names = HostNames { prefix: args.ssh_host_prefix.clone(), suffix: args.hostname_suffix.clone() };
         let target = Target::parse(&args.workspace, &names);
         if global.disable_direct_connections {

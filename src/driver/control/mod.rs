@@ -31,7 +31,7 @@ use uuid::Uuid;
 /// News that may wait for the data loop before the socket is read no further.
 const UPDATES: usize = 256;
 /// How long a good-bye may take, its bytes included.
-const CLOSE_LIMIT: Duration = Duration::from_millis(1_500);
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Whose control socket it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl Control {
         let mut status = self.status.clone();
         let over = |s: &ControlStatus| matches!(s, ControlStatus::Closed | ControlStatus::Refused(_));
         // The task ends by itself a moment later if the limit strikes here.
-        let _ = tokio::time::timeout(2 * CLOSE_LIMIT, status.wait_for(over)).await;
+        let _ = tokio::time::timeout(CLOSE_LIMIT + CLOSE_LIMIT / 10, status.wait_for(over)).await;
     }
 
     /// The news. Only one can have them.

@@ -215,7 +215,7 @@ impl Store {
 
     /// Stores log lines; false once the agent's share is full, and nothing more is taken from then on.
     pub(crate) async fn insert_logs(&self, id: Uuid, lines: &[LogLine]) -> Result<bool> {
-        let bytes: usize = lines.iter().map(|l| l.output.len()).sum();
+        let bytes: usize = lines.iter().map(|l| l.output.len().max(1)).sum();
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let mut turn = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let row = sqlx::query("SELECT logs_bytes FROM agents WHERE id = $1").bind(id).fetch_one(&mut *turn).await?;
@@ -245,9 +245,9 @@ impl Store {
         Ok(fits)
     }
 
-    /// The log lines of an agent after line `after`.
+    /// The log lines of an agent after line `after`: [`MAX_LOG_BYTES`] at most.
     pub(crate) async fn logs(&self, id: Uuid, after: i64) -> Result<Vec<LogLine>> {
-        let rows = sqlx::query_as("SELECT * FROM agent_logs WHERE agent_id = $1 AND id > $2 ORDER BY id LIMIT 1000");
+        let rows = sqlx::query_as("SELECT * FROM agent_logs WHERE agent_id = $1 AND id > $2 ORDER BY id");
         Ok(rows.bind(id).bind(after).fetch_all(&self.pool).await?)
     }
 }
