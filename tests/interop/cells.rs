@@ -218,18 +218,22 @@ impl Session {
         Ok(bits / 1e6 / took.as_secs_f64())
     }
 
-    /// A window that changes its size under a shell.
+    /// A window that changes its size under a program. Nothing is typed: a Go command line asks the terminal for its colours
+    /// and takes what comes first for the answer.
     fn resize(&self) -> anyhow::Result<()> {
-        let mut terminal = Terminal::start(self.cli(&["ssh", self.workspace()]));
-        // Quotes keep the echo of what is typed from being taken for what it prints.
-        terminal.type_in("echo si''ze $(stty size)\n");
+        let until = |size| format!("until [ \"$(stty size)\" = \"{size}\" ]; do sleep 0.05; done; echo size {size}");
+        let program = format!("{}; {}", until("24 80"), until("50 132"));
+        let mut args = vec!["ssh", self.workspace(), "--", &program];
+        if self.cli == Side::Ours {
+            // Go's command form always has a terminal.
+            args.insert(1, "-t");
+        }
+        let mut terminal = Terminal::start(self.cli(&args));
         terminal.wait_for("size 24 80");
-        terminal.type_in("until [ \"$(stty size)\" = '50 132' ]; do sleep 0.05; done; echo chan''ged\n");
         terminal.resize(132, 50);
-        terminal.wait_for("changed");
-        terminal.type_in("exit\n");
+        terminal.wait_for("size 50 132");
         let status = terminal.wait(LIMIT);
-        ensure!(status.success(), "the shell ended with {status}: {}", terminal.shown());
+        ensure!(status.success(), "it ended with {status}: {}", terminal.shown());
         ensure!(terminal.is_restored(), "the terminal's modes are not what they were");
         Ok(())
     }
