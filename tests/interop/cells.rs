@@ -222,14 +222,12 @@ impl Session {
     /// and takes what comes first for the answer.
     fn resize(&self) -> anyhow::Result<()> {
         let until = |size| format!("until [ \"$(stty size)\" = \"{size}\" ]; do sleep 0.05; done; echo size {size}");
-        let program = format!("{}; {}", until("24 80"), until("50 132"));
-        let mut args = vec!["ssh", self.workspace(), "--", &program];
-        if self.cli == Side::Ours {
-            // Go's command form always has a terminal.
-            args.insert(1, "-t");
-        }
+        // Go's command form always has a terminal, of 128 × 128 until the window changes.
+        let (flags, first) = if self.cli == Side::Ours { (&["-t"][..], "24 80") } else { (&[][..], "128 128") };
+        let program = format!("{}; {}", until(first), until("50 132"));
+        let args = [&["ssh"], flags, &[self.workspace(), "--", &program]].concat();
         let mut terminal = Terminal::start(self.cli(&args));
-        terminal.wait_for("size 24 80");
+        terminal.wait_for(&format!("size {first}"));
         terminal.resize(132, 50);
         terminal.wait_for("size 50 132");
         let status = terminal.wait(LIMIT);

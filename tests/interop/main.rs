@@ -15,6 +15,7 @@
 #![allow(unreachable_pub, missing_debug_implementations, missing_docs, reason = "one test binary")]
 
 mod cells;
+mod coordination;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod peers;
@@ -33,6 +34,6 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells = [relay::cells(), stun::cells(), cells::cells()].into_iter().flatten().collect();
+    let cells = [relay::cells(), stun::cells(), coordination::cells(), cells::cells()].into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

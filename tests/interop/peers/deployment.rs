@@ -190,6 +190,24 @@ impl Deployment {
     }
 }
 
+impl Deployment {
+    /// Ends our server without a good-bye.
+    pub fn kill_server(&mut self) {
+        match &mut self.server {
+            Running::Ours(server) => server.process.kill(),
+            Running::Go { process, .. } => process.kill(),
+        }
+    }
+
+    /// Starts our server again, on the same data and port.
+    pub fn revive_our_server(&mut self, flags: &[&str]) {
+        let Running::Ours(server) = &mut self.server else { panic!("only our server is started again") };
+        let command = harness::coder::server_command(None, server.dir.path(), server.address(), flags);
+        server.process = Process::start("the server", command);
+        server.process.wait_for("admin-token");
+    }
+}
+
 fn our_workspace(server: &harness::Server, name: &str) -> Workspace {
     let token = server.create(name);
     let list = harness::run(server.coder(&["list", "--output", "json"]), b"");

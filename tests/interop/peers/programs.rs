@@ -28,6 +28,8 @@ pub enum Program {
     Node,
     /// Coder's coordinator alone.
     Coordinator,
+    /// Coder's client of a coordinator.
+    CoordClient,
     /// The DERP client of Coder's nodes.
     DerpClient,
     /// What `coder netcheck` does, for any relay map.
@@ -53,6 +55,7 @@ impl Program {
             Self::Setup => ("coder", "./cmd/setup", ""),
             Self::Node => ("coder", "./cmd/node", ""),
             Self::Coordinator => ("coder", "./cmd/coordinator", ""),
+            Self::CoordClient => ("coder", "./cmd/coordclient", ""),
             Self::DerpClient => ("coder", "./cmd/derpclient", ""),
             Self::Netcheck => ("coder", "./cmd/netcheck", ""),
             Self::Derper => ("derp", "tailscale.com/cmd/derper", ""),
@@ -70,6 +73,7 @@ impl Program {
             Self::Setup => "setup",
             Self::Node => "node",
             Self::Coordinator => "coordinator",
+            Self::CoordClient => "coordclient",
             Self::DerpClient => "derpclient",
             Self::Netcheck => "netcheck",
             Self::Derper => "derper",
