@@ -32,7 +32,8 @@ const PORT: u16 = 700;
 
 pub fn cells() -> Vec<Cell> {
     let needs = [Need::Program(Program::Coordinator)];
-    let cell = |name: &str, run: fn(&Context) -> Outcome| Cell::new(ROW, format!("our client, Go coordinator, {name}"), &needs, run);
+    let cell =
+        |name: &str, run: fn(&Context) -> Outcome| Cell::new(ROW, format!("our client, Go coordinator, {name}"), &needs, run);
     vec![
         cell("resume token", resume_token),
         cell("lost and back under a live tunnel", lost_and_back),
@@ -67,7 +68,8 @@ impl World {
         let (agent, agent_control) = runtime.block_on(async {
             let http = http(port)?;
             let control = Control::open(http.clone(), ControlRole::Agent);
-            let config = Config { control: Some(control.clone()), relay_map: Some(map.clone()), direct, ..Config::agent(http, agent_id)? };
+            let config =
+                Config { control: Some(control.clone()), relay_map: Some(map.clone()), direct, ..Config::agent(http, agent_id)? };
             let agent = Tailnet::start(config)?;
             serve_echo(&agent).await?;
             control.open_coordination();
@@ -77,7 +79,8 @@ impl World {
             let http = http(port)?;
             let control = Control::open(http.clone(), ControlRole::Client { agent: agent_id });
             let destinations = vec![agent_id];
-            let config = Config { control: Some(control.clone()), relay_map: Some(map), destinations, direct, ..Config::client(http)? };
+            let config =
+                Config { control: Some(control.clone()), relay_map: Some(map), destinations, direct, ..Config::client(http)? };
             Ok::<_, anyhow::Error>((Tailnet::start(config)?, control))
         })?;
         let connected = coordinator.event_within("connected", LIMIT, |event| event["role"] == "client");
@@ -100,7 +103,8 @@ impl World {
             stream.read_exact(&mut back).await?;
             Ok::<_, std::io::Error>(back)
         };
-        let back = self.runtime.block_on(async { timeout(LIMIT, both).await }).with_context(|| format!("no echo of {text:?}"))??;
+        let back =
+            self.runtime.block_on(async { timeout(LIMIT, both).await }).with_context(|| format!("no echo of {text:?}"))??;
         ensure!(back == text.as_bytes(), "another echo");
         Ok(())
     }
@@ -212,7 +216,8 @@ fn relay_map_pushed(context: &Context) -> Outcome {
     world.echo(&mut stream, "by the first relay")?;
     world.coordinator.ask(&json!({ "op": "relays", "map": map(8, second) }));
     let mut own = world.client.own_node();
-    let moved = async { timeout(LIMIT, own.wait_for(|node| node.as_ref().is_some_and(|node| node.preferred_derp == 8))).await.map(drop) };
+    let moved =
+        async { timeout(LIMIT, own.wait_for(|node| node.as_ref().is_some_and(|node| node.preferred_derp == 8))).await.map(drop) };
     world.runtime.block_on(moved).context("the client's home stayed where it was")?;
     world.echo(&mut stream, "by the second relay")?;
     Ok(String::new())

@@ -207,7 +207,12 @@ fn killed_and_back(context: &Context, cli: Side, agent: Side) -> Outcome {
     let out = run_within(deployment.cli(cli, &["ssh", WORKSPACE, "--", "echo again"]), b"", LIMIT);
     if text(&out.stdout).trim_end() != "again" {
         let agent = agent.drain();
-        bail!("no new session: {} {}; the agent said {:?}", out.status, text(&out.stderr), &agent[agent.len().saturating_sub(5)..]);
+        bail!(
+            "no new session: {} {}; the agent said {:?}",
+            out.status,
+            text(&out.stderr),
+            &agent[agent.len().saturating_sub(5)..]
+        );
     }
     step("the old session beside the new one", || Ok(line(&mut session)))?;
     Ok(format!("a new session {:.1} s after the server's return", begin.elapsed().as_secs_f64()))
