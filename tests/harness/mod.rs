@@ -44,7 +44,8 @@ fn skip(why: &str) -> bool {
     false
 }
 
-fn on_path(tool: &str) -> bool {
+/// Whether a tool is found.
+pub fn on_path(tool: &str) -> bool {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&dirs).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(tool).is_file())
 }

@@ -9,7 +9,10 @@ use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
     os::fd::{AsFd, OwnedFd},
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -21,7 +24,7 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 pub struct Process {
     pub child: Child,
     stdin: Option<ChildStdin>,
-    lines: Receiver<(Instant, String)>,
+    lines: Mutex<Receiver<(Instant, String)>>,
     stdout: Option<JoinHandle<Vec<u8>>>,
     /// All lines seen so far.
     pub seen: Vec<String>,
@@ -36,7 +39,7 @@ impl Process {
         read_lines(child.stdout.take().unwrap(), sender.clone());
         read_lines(child.stderr.take().unwrap(), sender);
         let stdin = child.stdin.take();
-        Self { child, stdin, lines, stdout: None, seen: Vec::new(), name: name.to_owned() }
+        Self { child, stdin, lines: lines.into(), stdout: None, seen: Vec::new(), name: name.to_owned() }
     }
 
     /// Starts `command`; its standard output is kept as bytes for [`Process::finish`], lines are those of standard error.
@@ -45,7 +48,7 @@ impl Process {
         let (sender, lines) = mpsc::channel();
         read_lines(child.stderr.take().unwrap(), sender);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(read_all));
-        Self { child, stdin, lines, stdout, seen: Vec::new(), name: name.to_owned() }
+        Self { child, stdin, lines: lines.into(), stdout, seen: Vec::new(), name: name.to_owned() }
     }
 
     /// Writes to standard input.
@@ -90,14 +93,14 @@ impl Process {
     }
 
     fn line_before(&mut self, end: Instant) -> Result<(Instant, String), RecvTimeoutError> {
-        let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()))?;
+        let line = self.lines.get_mut().unwrap().recv_timeout(end.saturating_duration_since(Instant::now()))?;
         self.seen.push(line.1.clone());
         Ok(line)
     }
 
     /// All lines that have come by now.
     pub fn drain(&mut self) -> &[String] {
-        self.seen.extend(self.lines.try_iter().map(|(_, line)| line));
+        self.seen.extend(self.lines.get_mut().unwrap().try_iter().map(|(_, line)| line));
         &self.seen
     }
 

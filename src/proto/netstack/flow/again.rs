@@ -16,7 +16,11 @@ impl Flow {
         }
         let flight = self.flight();
         let is_duplicate = tcp.payload.is_empty() && tcp.ack == flight.una;
-        if is_duplicate && let Some(block) = TcpOptions::parse(tcp.options).sack[0] {
+        if is_duplicate
+            && let Some(block) = TcpOptions::parse(tcp.options).sack[0]
+            && !before(block.0, flight.una)
+            && !before(flight.max, block.1)
+        {
             self.repair.handle_sack(block);
         }
         let again = self.repair.handle_ack(now, una_before, flight, is_duplicate);

@@ -93,6 +93,9 @@ pub(super) struct Repair {
     holes: u32,
     left: u32,
     right: u32,
+    /// The right edge of what the peer has behind a hole: while it lies ahead, what is not acknowledged has a hole at its
+    /// beginning.
+    shown: Option<u32>,
     recovery: Option<Recovery>,
     /// What was asked of the engine and has not left yet.
     asked: Option<Again>,
@@ -229,6 +232,7 @@ impl Repair {
             return self.handle_duplicate(is_duplicate, flight);
         }
         let step = flight.una.wrapping_sub(before_una);
+        self.shown = self.shown.filter(|right| before(flight.una, *right));
         (self.duplicates, self.backoff, self.probed, self.asked) = (0, 0, false, None);
         if let Some((end, sent)) = self.sample
             && !before(flight.una, end)
@@ -258,8 +262,11 @@ impl Repair {
         None
     }
 
-    /// A duplicate ACK tells of a range that has arrived.
-    pub(super) const fn handle_sack(&mut self, (left, right): (u32, u32)) {
+    /// An ACK tells of a range that has arrived, all of it within the flight.
+    pub(super) fn handle_sack(&mut self, (left, right): (u32, u32)) {
+        if self.shown.is_none_or(|shown| before(shown, right)) {
+            self.shown = Some(right);
+        }
         if self.recovery.is_none() {
             return;
         }
@@ -282,9 +289,10 @@ impl Repair {
         if recovery.how == How::All {
             return None;
         }
-        // An ACK that is back sooner than a round trip answers the first transmission: nothing was lost.
+        // An ACK that is back sooner than a round trip answers the first transmission: nothing was lost. But a queue that the
+        // flow itself had filled makes the round trip too long, and once it has drained, every answer comes sooner.
         let answered = self.resent.take().is_some_and(|at| now - at >= self.srtt.unwrap_or_default() * 3 / 4);
-        if !answered {
+        if !answered && self.shown.is_none() {
             self.recovery = None;
             return None;
         }
@@ -414,6 +422,24 @@ mod tests {
         repair.handle_sent(at(81), 5_000, 6_000, Flight { una: 5_000, ..flight });
         assert_eq!(repair.handle_ack(at(121), 5_000, Flight { una: 20_000, ..flight }, false), None);
         assert_eq!(repair.handle_ack(at(130), 20_000, Flight { una: 20_500, max: 21_000 }, false), None);
+    }
+
+    #[test]
+    fn a_hole_that_the_peer_shows_is_repaired_however_soon_the_answers_come() {
+        let (mut repair, flight) = sent(20);
+        repair.handle_sack((10_000, 12_000));
+        for again in [None, None, Some(Again::First)] {
+            assert_eq!(repair.handle_ack(at(41), 0, flight, true), again);
+        }
+        // The queue has drained meanwhile: a round trip takes 1 ms instead of 40.
+        for n in 0..3 {
+            let una = n * 1_000;
+            repair.handle_sent(at(41 + u64::from(n)), una, una + 1_000, Flight { una, ..flight });
+            let next = Flight { una: una + 1_000, ..flight };
+            assert_eq!(repair.handle_ack(at(42 + u64::from(n)), una, next, false), Some(Again::First), "{n}");
+        }
+        repair.handle_sent(at(44), 3_000, 4_000, Flight { una: 3_000, ..flight });
+        assert_eq!(repair.handle_ack(at(45), 3_000, Flight { una: 12_000, ..flight }, false), None, "no hole is left");
     }
 
     #[test]

@@ -1,0 +1,177 @@
+//! What the cells run against: Go programs, PostgreSQL, servers, agents, command lines. Each is a guard that ends its
+//! processes; what several cells use is started once.
+#![allow(dead_code, reason = "each row uses its part")]
+
+pub mod deployment;
+pub mod lines;
+pub mod postgres;
+pub mod programs;
+
+pub use deployment::{Deployment, Side};
+pub use lines::Lines;
+pub use postgres::Postgres;
+pub use programs::{Program, Programs};
+
+use crate::harness::process::children;
+use rustix::process::Pid;
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Every cell in its short form.
+    Short,
+    /// The long forms.
+    Full,
+}
+
+impl Mode {
+    /// What `TAILNET_INTEROP` says; nothing runs without it.
+    pub fn from_environment() -> Result<Option<Self>, String> {
+        match std::env::var("TAILNET_INTEROP").as_deref() {
+            Err(_) | Ok("" | "0") => Ok(None),
+            Ok("1") => Ok(Some(Self::Short)),
+            Ok("full") => Ok(Some(Self::Full)),
+            Ok(other) => Err(format!("TAILNET_INTEROP is 1, full or unset, not {other:?}")),
+        }
+    }
+}
+
+/// What a cell cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Built from `tests/interop`.
+    Program(Program),
+    /// A PostgreSQL server of its own.
+    Postgres,
+    /// A tool on the path.
+    Tool(&'static str),
+    /// Network namespaces, as root.
+    Namespaces,
+}
+
+/// All of a Go server: the binary, its database and the program that fills it.
+pub const GO_SERVER: [Need; 3] = [Need::Program(Program::Server), Need::Program(Program::Setup), Need::Postgres];
+
+impl Need {
+    /// What is missing here, in words.
+    fn missing(self) -> Option<String> {
+        match self {
+            Self::Program(_) => programs::missing().map(str::to_owned),
+            Self::Postgres => postgres::missing(),
+            Self::Tool(tool) => (!crate::harness::on_path(tool)).then(|| tool.to_owned()),
+            Self::Namespaces => {
+                let tools = ["ip", "nft"].into_iter().find(|tool| !crate::harness::on_path(tool)).map(str::to_owned);
+                tools.or_else(|| (!rustix::process::geteuid().is_root()).then(|| "root, for network namespaces".to_owned()))
+            }
+        }
+    }
+
+    /// Why nothing runs when nobody asked for it.
+    pub fn why_not_by_default<'a>(needs: impl Iterator<Item = &'a Self>) -> String {
+        let missing: BTreeSet<String> = needs.filter_map(|need| need.missing()).collect();
+        if missing.is_empty() {
+            return "real Go peers take minutes to build; run them with TAILNET_INTEROP=1".to_owned();
+        }
+        let missing: Vec<String> = missing.into_iter().collect();
+        format!("missing {}; with them, TAILNET_INTEROP=1 runs real Go peers", missing.join(", "))
+    }
+}
+
+/// What all cells share.
+pub struct Context {
+    mode: Mode,
+    programs: Programs,
+    postgres: Mutex<Option<Result<Arc<Postgres>, String>>>,
+    go_server: Mutex<Option<Result<Arc<Deployment>, String>>>,
+}
+
+impl Context {
+    pub fn new(mode: Mode) -> Self {
+        Self { mode, programs: Programs::new(), postgres: Mutex::default(), go_server: Mutex::default() }
+    }
+
+    /// Whether the long forms are asked for.
+    pub fn full(&self) -> bool {
+        self.mode == Mode::Full
+    }
+
+    /// Builds and starts what is needed. A missing tool is an error: somebody has asked for the run.
+    pub fn prepare(&self, needs: &[Need]) -> Result<(), String> {
+        for need in needs {
+            if let Some(missing) = need.missing() {
+                return Err(format!("missing {missing}"));
+            }
+            match need {
+                Need::Program(program) => drop(self.programs.path(*program)?),
+                Need::Postgres => drop(self.try_postgres()?),
+                Need::Tool(_) | Need::Namespaces => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A built program's file; the cell names it among its needs.
+    pub fn program(&self, program: Program) -> std::process::Command {
+        std::process::Command::new(self.programs.path(program).unwrap_or_else(|why| panic!("{why}")))
+    }
+
+    /// The database server that all Go servers share.
+    pub fn postgres(&self) -> Arc<Postgres> {
+        self.try_postgres().unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn try_postgres(&self) -> Result<Arc<Postgres>, String> {
+        once(&self.postgres, || Postgres::start().map(Arc::new))
+    }
+
+    /// A Go server that cells share, with the workspaces `one` and `two`. Cells that stop, starve or reconfigure a server
+    /// start their own with [`Deployment::go`].
+    pub fn go_server(&self) -> Arc<Deployment> {
+        once(&self.go_server, || Ok(Arc::new(Deployment::go(self, &["one", "two"], &[])))).unwrap_or_else(|why| panic!("{why}"))
+    }
+}
+
+/// The value that `make` gave the first time, or why it could not. A panic in it is such a reason.
+fn once<T: Clone>(cell: &Mutex<Option<Result<T, String>>>, make: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let mut made = cell.lock().unwrap_or_else(PoisonError::into_inner);
+    made.get_or_insert_with(|| {
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+        made.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Err(text.unwrap_or_else(|| "a panic without words".to_owned()))
+        })
+    })
+    .clone()
+}
+
+/// A runtime for one cell: its tasks run on while the cell's own thread waits for a Go process.
+pub fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be started")
+}
+
+/// A port of loopback that was free a moment ago, for programs that cannot be asked which one they took.
+pub fn free_tcp_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map(|a| a.port()).expect("loopback has a free port")
+}
+
+/// As [`free_tcp_port`], for UDP.
+pub fn free_udp_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).map(|a| a.port()).expect("loopback has a free port")
+}
+
+/// Splits `http://HOST:PORT`.
+pub fn socket_address(url: &str) -> SocketAddr {
+    let text = url.trim_start_matches("http://").trim_end_matches('/');
+    text.parse().unwrap_or_else(|e| panic!("{url} is no address of this machine: {e}"))
+}
+
+/// All processes that this program has started and not waited for.
+pub fn own_children() -> Vec<Pid> {
+    children(rustix::process::getpid())
+}
