@@ -45,7 +45,7 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
         bail!("--direct (-d) waits for a direct path, which --disable-direct-connections forbids: leave one of them out");
     }
     super::on_one_thread(async {
-        let deployment = Deployment::open(global)?;
+        let deployment = Deployment::open(global).await?;
         let target = Target::parse(&args.workspace, &HostNames::default());
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let (file, capture) = args.pcap_file.as_deref().map(CaptureFile::create).transpose()?.unzip();
