@@ -348,7 +348,7 @@ fn keep_alives(context: &Context) -> Outcome {
     ensure!(!context.full() || waited > Duration::from_secs(120), "the second keep-alive came after {waited:?}");
     for (at, (name, front, client, bytes)) in ours.iter_mut().enumerate() {
         let down = front.down() - before[at];
-        ensure!(down % *bytes == 0, "{name}: {down} bytes are not keep-alives alone");
+        ensure!(down.is_multiple_of(*bytes), "{name}: {down} bytes are not keep-alives alone");
         let key = client.key;
         let back = runtime.block_on(async {
             client.send(&key, b"still here").await?;
