@@ -21,8 +21,9 @@ use tokio_websockets::{ClientBuilder, CloseCode, Config, Limits, Message as Fram
 
 /// Longest message taken on sockets whose peer cuts its byte stream into messages as it likes.
 pub const MAX_MESSAGE: usize = 4 << 20;
-/// Longest message that a [`ByteStream`] writes: what other ends read without a special limit.
-const MAX_WRITE: usize = 256 << 10;
+/// Longest message that a [`ByteStream`] writes: the limit that upstream's relays and relay clients have without asking
+/// for another; a longer message makes them close with 1009.
+const MAX_WRITE: usize = 32 << 10;
 /// Answers to pings that may wait while the peer does not read.
 const MAX_WAITING_PONGS: u32 = 16;
 /// The fixed suffix of RFC 6455 §1.3.
@@ -315,9 +316,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_write_is_cut_and_arrives_whole() {
+    async fn a_long_write_is_cut_to_what_upstream_reads_and_arrives_whole() {
+        const UPSTREAM_LIMIT: usize = 32_768;
         let (a, b) = duplex(16 << 10);
-        let (client, server) = (ByteStream::new(WebSocket::client(a, MAX_MESSAGE)), WebSocket::server(b, MAX_MESSAGE));
+        let (client, server) = (ByteStream::new(WebSocket::client(a, MAX_MESSAGE)), WebSocket::server(b, UPSTREAM_LIMIT));
         let sent: Vec<u8> = (0..1_000_000_u32).map(|i| i.to_le_bytes()[1]).collect();
         let copy = sent.clone();
         let (_, mut write) = tokio::io::split(client);

@@ -150,8 +150,10 @@ fn our_peer_gone(context: &Context, kind: Kind) -> Outcome {
         client.send(&nobody, &like_disco()).await.map_err(|e| anyhow!(e))?;
         let news = client.news().await.map_err(|e| anyhow!("not here: {e}"))?;
         ensure!(news == News::Gone(nobody), "{news:?} instead of the news that the peer is not here");
-        client.send(&key, b"here?").await.map_err(|e| anyhow!(e))?;
-        tokio::task::block_in_place(|| go.event("packet"));
+        // Those are told to whom the one that leaves has sent.
+        go.ask(&json!({ "op": "raw", "peer": client.key.to_hex(), "hex": hex::encode("here") }));
+        let news = client.news().await.map_err(|e| anyhow!(e))?;
+        ensure!(news == News::Packet(key, b"here".to_vec()), "{news:?}");
         drop(go);
         let news = client.news().await.map_err(|e| anyhow!("disconnected: {e}"))?;
         ensure!(news == News::Gone(key), "{news:?} instead of the news that the peer has gone");
@@ -164,22 +166,22 @@ fn go_peer_gone(context: &Context, go: GoClient) -> Outcome {
     let runtime = runtime();
     let relay = Relay::start(context, Kind::OurServer);
     let port = relay.address.port();
-    let (mut theirs, _) = go.connect(context, port, false, None);
-    let client = runtime.block_on(Client::connect(port, &secret(), false)).map_err(|e| anyhow!(e))?;
+    let (mut theirs, their_key) = go.connect(context, port, false, None);
+    let their_key = NodeKey::from_hex(&their_key).context("the Go client's key")?;
+    let mut client = runtime.block_on(Client::connect(port, &secret(), false)).map_err(|e| anyhow!(e))?;
     let nobody = secret().public().to_hex();
     theirs.ask(&json!({ "op": "raw", "peer": nobody, "hex": hex::encode(like_disco()) }));
     let gone = theirs.event("gone");
     ensure!(gone["peer"] == nobody && gone["reason"] == 1, "not here: {gone}");
     let key = client.key.to_hex();
-    theirs.ask(&json!({ "op": "raw", "peer": key, "hex": hex::encode("here?") }));
-    let mut client = client;
-    let news = runtime.block_on(client.news()).map_err(|e| anyhow!(e))?;
-    ensure!(matches!(&news, News::Packet(_, packet) if packet == b"here?"), "{news:?}");
+    // Those are told to whom the one that leaves has sent.
+    runtime.block_on(client.send(&their_key, b"here")).map_err(|e| anyhow!(e))?;
+    let heard = theirs.event("packet");
+    ensure!(heard["hex"] == hex::encode("here") && heard["peer"] == key, "{heard}");
     drop(client);
     let gone = theirs.event("gone");
     ensure!(gone["peer"] == key && gone["reason"] == 0, "disconnected: {gone}");
-    theirs.ask(&json!({ "op": "ping" }));
-    theirs.event("pinged");
+    theirs.settle();
     Ok("not here, and gone".to_owned())
 }
 
@@ -217,8 +219,7 @@ fn our_duplicate_key(context: &Context, kind: Kind) -> Outcome {
     while second.news_so_far().is_empty() {
         ensure!(Instant::now() < end, "nothing comes to the connection that is left");
         go.ask(&json!({ "op": "raw", "peer": key, "hex": hex::encode("four") }));
-        go.ask(&json!({ "op": "ping" }));
-        go.event("pinged");
+        go.settle();
     }
     ensure!(go.take("gone").is_empty(), "told gone while one connection was left");
     drop(second);
@@ -242,30 +243,28 @@ fn go_duplicate_key(context: &Context, go: GoClient) -> Outcome {
         ensure!(heard["hex"] == hex::encode(text) && heard["peer"] == own, "{heard} instead of {text:?}");
         Ok(())
     };
-    // A pong tells that the relay has read all that was sent before.
-    let settled = |client: &mut Lines| {
-        client.ask(&json!({ "op": "ping" }));
-        client.event("pinged");
-    };
-    settled(&mut first);
     say("one")?;
     hears(&mut first, "one")?;
     let (mut second, again) = go.connect(context, port, true, Some(&twice));
     ensure!(again == key, "the secret gave another key");
-    settled(&mut second);
     say("two")?;
     hears(&mut second, "two")?;
-    settled(&mut first);
+    // Whoever spoke last is heard.
+    first.settle();
     say("three")?;
     hears(&mut first, "three")?;
     ensure!(second.take("packet").is_empty(), "both connections were heard");
     drop(first);
     let end = Instant::now() + Duration::from_secs(10);
+    // What is sent before the relay has noticed the end is lost.
     while second.event_if_any("packet", Duration::from_millis(100), |_| true).is_none() {
         ensure!(Instant::now() < end, "nothing comes to the connection that is left");
         say("four")?;
     }
     ensure!(other.news_so_far().is_empty(), "told gone while one connection was left");
+    second.ask(&json!({ "op": "raw", "peer": own, "hex": hex::encode("last") }));
+    let news = runtime.block_on(other.news()).map_err(|e| anyhow!(e))?;
+    ensure!(news == News::Packet(peer, b"last".to_vec()), "{news:?}");
     drop(second);
     let news = runtime.block_on(other.news()).map_err(|e| anyhow!(e))?;
     ensure!(news == News::Gone(peer), "{news:?}");
@@ -320,17 +319,11 @@ fn keep_alives(context: &Context) -> Outcome {
     let mut theirs = Vec::new();
     for go in [GoClient::Coder, GoClient::Upstream] {
         for websocket in [false, true] {
-            theirs.push((format!("{}, WebSocket {websocket}", go.name()), go.connect(context, relay.address.port(), websocket, None).0));
+            theirs.push((
+                format!("{}, WebSocket {websocket}", go.name()),
+                go.connect(context, relay.address.port(), websocket, None).0,
+            ));
         }
-    }
-    // A packet to ourselves comes back after all that belongs to logging in.
-    for (name, _, client, _) in &mut ours {
-        let key = client.key;
-        let back = runtime.block_on(async {
-            client.send(&key, b"settled").await?;
-            client.news().await
-        });
-        ensure!(back == Ok(News::Packet(key, b"settled".to_vec())), "{name}: {back:?}");
     }
     let before: Vec<u64> = ours.iter().map(|(_, front, ..)| front.down()).collect();
     let begin = Instant::now();
@@ -345,7 +338,8 @@ fn keep_alives(context: &Context) -> Outcome {
     let count = |at: usize, front: &Front, bytes: u64| (front.down() - before[at]) / bytes;
     while ours.iter().enumerate().any(|(at, (_, front, _, bytes))| count(at, front, *bytes) < each) {
         if begin.elapsed() > limit {
-            let counts = ours.iter().enumerate().map(|(at, (name, front, _, bytes))| format!("{name}: {}", count(at, front, *bytes)));
+            let counts =
+                ours.iter().enumerate().map(|(at, (name, front, _, bytes))| format!("{name}: {}", count(at, front, *bytes)));
             bail!("too few keep-alives in {limit:?}: {}", counts.collect::<Vec<_>>().join(", "));
         }
         std::thread::park_timeout(Duration::from_millis(200));
@@ -354,7 +348,7 @@ fn keep_alives(context: &Context) -> Outcome {
     ensure!(!context.full() || waited > Duration::from_secs(120), "the second keep-alive came after {waited:?}");
     for (at, (name, front, client, bytes)) in ours.iter_mut().enumerate() {
         let down = front.down() - before[at];
-        ensure!(down % *bytes == 0, "{name}: {down} bytes are not keep-alives alone");
+        ensure!(down.is_multiple_of(*bytes), "{name}: {down} bytes are not keep-alives alone");
         let key = client.key;
         let back = runtime.block_on(async {
             client.send(&key, b"still here").await?;
@@ -364,8 +358,7 @@ fn keep_alives(context: &Context) -> Outcome {
         ensure!(client.counters().dials == 1, "{name} was dialled again");
     }
     for (name, client) in &mut theirs {
-        client.ask(&json!({ "op": "ping" }));
-        client.event("pinged");
+        client.settle();
         ensure!(client.take("broken").is_empty(), "{name} was disconnected");
     }
     Ok(format!("{} idle connections stood for {:.0} s", ours.len() + theirs.len(), waited.as_secs_f64()))

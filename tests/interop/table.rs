@@ -116,6 +116,7 @@ pub fn run(arguments: &Arguments, cells: Vec<Cell>) -> ExitCode {
                 let place = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line())).unwrap_or_default();
                 PANIC.with(|last| *last.borrow_mut() = place);
             }));
+            crate::peers::end_with_signals();
             let context = Arc::new(Context::new(mode));
             let mut late = Vec::new();
             for cell in cells {

@@ -25,6 +25,12 @@ impl Lines {
         self.process.type_in(format!("{request}\n").as_bytes());
     }
 
+    /// For relay clients: a pong tells that the relay has read all that was sent before.
+    pub fn settle(&mut self) {
+        self.ask(&serde_json::json!({ "op": "ping" }));
+        self.event("pinged");
+    }
+
     /// The next event of this name; others are kept for later.
     pub fn event(&mut self, name: &str) -> Value {
         self.event_within(name, LIMIT, |_| true)

@@ -12,7 +12,6 @@ pub use lines::Lines;
 pub use postgres::Postgres;
 pub use programs::{Program, Programs};
 
-use crate::harness::process::children;
 use rustix::process::Pid;
 use std::{
     collections::BTreeSet,
@@ -62,7 +61,7 @@ impl Need {
     /// What is missing here, in words.
     fn missing(self) -> Option<String> {
         match self {
-            Self::Program(_) => programs::missing().map(str::to_owned),
+            Self::Program(_) => programs::missing(),
             Self::Postgres => postgres::missing(),
             Self::Tool(tool) => (!crate::harness::on_path(tool)).then(|| tool.to_owned()),
             Self::Namespaces => {
@@ -171,7 +170,27 @@ pub fn socket_address(url: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|e| panic!("{url} is no address of this machine: {e}"))
 }
 
-/// All processes that this program has started and not waited for.
+/// All processes that this program has started and not waited for. A process belongs to the thread that started it.
 pub fn own_children() -> Vec<Pid> {
-    children(rustix::process::getpid())
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+    let of = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    let pids = threads.filter_map(|thread| Some(of(thread.ok()?))).collect::<Vec<_>>().join(" ");
+    pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// Ends the processes of this program when it is told to end itself, then does.
+pub fn end_with_signals() {
+    let body = || {
+        let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            let Ok(mut signals) = tailnet::driver::process::EndSignals::open() else { return };
+            let signal = signals.next().await;
+            for child in own_children() {
+                // A terminated PostgreSQL or server ends its own processes too; one that has ended already is as good.
+                let _ = rustix::process::kill_process(child, rustix::process::Signal::TERM);
+            }
+            std::process::exit(128 + i32::from(signal.number()));
+        });
+    };
+    drop(std::thread::Builder::new().name("signals".into()).spawn(body));
 }

@@ -8,7 +8,7 @@ use std::{
     hash::{Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -84,9 +84,26 @@ impl Program {
     }
 }
 
-/// Says that Go is missing.
-pub fn missing() -> Option<&'static str> {
-    (!crate::harness::on_path("go")).then_some("go")
+/// What the newest of the two modules asks for; an older Go would have to fetch a newer one.
+const GO: (u32, u32, u32) = (1, 25, 3);
+
+/// Says that Go is missing or too old.
+pub fn missing() -> Option<String> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let look = || {
+        let wanted = format!("go {}.{}.{} or newer", GO.0, GO.1, GO.2);
+        if !crate::harness::on_path("go") {
+            return Some(wanted);
+        }
+        let mut go = Command::new("go");
+        go.args(["env", "GOVERSION"]);
+        let out = run_within(go, b"", Duration::from_secs(60));
+        let version = text(&out.stdout);
+        let numbers = version.trim().trim_start_matches("go").split('.').map(|n| n.parse().unwrap_or(0));
+        let numbers: Vec<u32> = numbers.chain([0, 0, 0]).take(3).collect();
+        ((numbers[0], numbers[1], numbers[2]) < GO).then(|| format!("{wanted} (found {})", version.trim()))
+    };
+    MISSING.get_or_init(look).clone()
 }
 
 /// The programs of one run.

@@ -130,6 +130,7 @@ impl GoClient {
         let mut client = Lines::start(self.name(), command);
         let up = client.event("up");
         client.ask(&serde_json::json!({ "op": "prefer" }));
+        client.settle();
         (client, up["key"].as_str().unwrap().to_owned())
     }
 }
