@@ -20,6 +20,7 @@ mod peers;
 mod relay;
 mod stun;
 mod table;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,6 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells = [relay::cells(), stun::cells()].into_iter().flatten().collect();
+    let cells = [relay::cells(), stun::cells(), tunnel::cells()].into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

@@ -320,7 +320,10 @@ fn keep_alives(context: &Context) -> Outcome {
     let mut theirs = Vec::new();
     for go in [GoClient::Coder, GoClient::Upstream] {
         for websocket in [false, true] {
-            theirs.push((format!("{}, WebSocket {websocket}", go.name()), go.connect(context, relay.address.port(), websocket, None).0));
+            theirs.push((
+                format!("{}, WebSocket {websocket}", go.name()),
+                go.connect(context, relay.address.port(), websocket, None).0,
+            ));
         }
     }
     // A packet to ourselves comes back after all that belongs to logging in.
@@ -345,7 +348,8 @@ fn keep_alives(context: &Context) -> Outcome {
     let count = |at: usize, front: &Front, bytes: u64| (front.down() - before[at]) / bytes;
     while ours.iter().enumerate().any(|(at, (_, front, _, bytes))| count(at, front, *bytes) < each) {
         if begin.elapsed() > limit {
-            let counts = ours.iter().enumerate().map(|(at, (name, front, _, bytes))| format!("{name}: {}", count(at, front, *bytes)));
+            let counts =
+                ours.iter().enumerate().map(|(at, (name, front, _, bytes))| format!("{name}: {}", count(at, front, *bytes)));
             bail!("too few keep-alives in {limit:?}: {}", counts.collect::<Vec<_>>().join(", "));
         }
         std::thread::park_timeout(Duration::from_millis(200));

@@ -73,7 +73,8 @@ fn we_ask(context: &Context, address: &str) -> Outcome {
     socket.send_to(&stun::write_request(id), server)?;
     let mut buffer = [0; 1_500];
     let n = socket.recv(&mut buffer).context("the Go server does not answer our request")?;
-    let (answered, mapped) = stun::parse_response(&buffer[..n]).map_err(|e| anyhow::anyhow!("{e}: {}", hex::encode(&buffer[..n])))?;
+    let (answered, mapped) =
+        stun::parse_response(&buffer[..n]).map_err(|e| anyhow::anyhow!("{e}: {}", hex::encode(&buffer[..n])))?;
     ensure!(answered == id, "the answer is to another request");
     ensure!(mapped == socket.local_addr()?, "the Go server tells {mapped}");
     Ok(String::new())

@@ -92,8 +92,11 @@ impl Deployment {
         let made: Value = serde_json::from_slice(&out.stdout).unwrap();
         let text = |value: &Value| value.as_str().expect("the set-up program prints text").to_owned();
         let agent = |made: &Value| {
-            let workspace =
-                Workspace { name: text(&made["name"]), token: text(&made["agent_token"]), id: text(&made["agent_id"]).parse().unwrap() };
+            let workspace = Workspace {
+                name: text(&made["name"]),
+                token: text(&made["agent_token"]),
+                id: text(&made["agent_id"]).parse().unwrap(),
+            };
             (workspace.name.clone(), workspace)
         };
         let workspaces = made["workspaces"].as_array().unwrap().iter().map(agent).collect();

@@ -33,7 +33,8 @@ pub fn region_id() -> RegionId {
 
 /// A region with one plain HTTP relay on loopback.
 pub fn region(port: u16) -> Region {
-    let node = RelayNode { name: "7a".into(), host: "127.0.0.1".into(), relay_port: port, plain_http: true, ..RelayNode::default() };
+    let node =
+        RelayNode { name: "7a".into(), host: "127.0.0.1".into(), relay_port: port, plain_http: true, ..RelayNode::default() };
     Region { nodes: vec![node], ..Region::default() }
 }
 
