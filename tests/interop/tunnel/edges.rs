@@ -109,6 +109,7 @@ pub async fn udp(pair: &mut Pair<'_>, dialler: Dialler, way: Way) -> Outcome {
     match dialler {
         Dialler::Ours => {
             pair.go.ask(json!({ "op": "udp_listen" }));
+            pair.go.event("listening", |e| e["mode"] == "udp").await?;
             let mut socket = pair.ours.tailnet.bind_udp(None).await?;
             let to = pair.go.at(53_000);
             for i in 0..COUNT {

@@ -32,6 +32,8 @@ pub struct GoNode {
     pub address: Ipv6Addr,
     /// As it wants to be known.
     pub own: watch::Receiver<Option<Node>>,
+    /// How often it has been told of a peer.
+    pub told: watch::Receiver<u64>,
     requests: mpsc::UnboundedSender<Value>,
     events: mpsc::UnboundedReceiver<Value>,
     /// Events that nobody has asked for yet.
@@ -50,14 +52,25 @@ impl GoNode {
         let mut child = command.spawn().context("the Go node does not start")?;
         let (sender, events) = mpsc::unbounded_channel();
         let (own_sender, own) = watch::channel(None);
+        let (told_sender, told) = watch::channel(0);
         let (requests, to_send) = mpsc::unbounded_channel();
         let said = Arc::new(Mutex::new(VecDeque::new()));
         let mut pumps = JoinSet::new();
         pumps.spawn(write(child.stdin.take().context("no standard input")?, to_send));
         pumps.spawn(keep(child.stderr.take().context("no standard error")?, Arc::clone(&said)));
-        pumps.spawn(read(child.stdout.take().context("no standard output")?, sender, own_sender));
-        let mut node =
-            Self { id, address: Ipv6Addr::UNSPECIFIED, own, requests, events, waiting: Vec::new(), said, child, _pumps: pumps };
+        pumps.spawn(read(child.stdout.take().context("no standard output")?, sender, own_sender, told_sender));
+        let mut node = Self {
+            id,
+            address: Ipv6Addr::UNSPECIFIED,
+            own,
+            told,
+            requests,
+            events,
+            waiting: Vec::new(),
+            said,
+            child,
+            _pumps: pumps,
+        };
         let ready = node.event("ready", |_| true).await?;
         node.address = ready["addresses"][0].as_str().context("no address")?.parse()?;
         Ok(node)
@@ -142,11 +155,20 @@ async fn write(mut stdin: ChildStdin, mut requests: mpsc::UnboundedReceiver<Valu
     }
 }
 
-async fn read(stdout: impl AsyncRead + Unpin, events: mpsc::UnboundedSender<Value>, own: watch::Sender<Option<Node>>) {
+async fn read(
+    stdout: impl AsyncRead + Unpin,
+    events: mpsc::UnboundedSender<Value>,
+    own: watch::Sender<Option<Node>>,
+    told: watch::Sender<u64>,
+) {
     let mut lines = BufReader::new(stdout).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let event: Value =
             serde_json::from_str(&line).unwrap_or_else(|e| json!({ "event": "failed", "error": format!("{e}: {line}") }));
+        if event["event"] == "told" {
+            told.send_modify(|count| *count += 1);
+            continue;
+        }
         if event["event"] != "node" {
             let _ = events.send(event);
             continue;

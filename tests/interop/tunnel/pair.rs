@@ -109,7 +109,7 @@ impl<'a> Pair<'a> {
         Ok(pair)
     }
 
-    /// Tells both of each other, now and whenever one of them changes.
+    /// Tells both of each other, the Go node first, now and whenever one of them changes.
     fn introduce(&mut self) {
         self.introduction = JoinSet::new();
         let (mut own, requests, id) = (self.ours.tailnet.own_node(), self.go.requests(), self.ours.id);
@@ -125,7 +125,13 @@ impl<'a> Pair<'a> {
             }
         });
         let (mut own, tailnet, id) = (self.go.own.clone(), self.ours.tailnet.clone(), self.go.id);
+        let mut told = self.go.told.clone();
+        let before = *told.borrow_and_update();
         self.introduction.spawn(async move {
+            // We ask for a handshake at once: a coordinator has us do so when the other side says that it is ready.
+            if told.wait_for(|count| *count > before).await.is_err() {
+                return;
+            }
             loop {
                 let node = own.borrow_and_update().clone();
                 // Without a home nobody can reach it yet.
