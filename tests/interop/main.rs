@@ -22,6 +22,7 @@ mod peers;
 mod relay;
 mod stun;
 mod table;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells = [relay::cells(), stun::cells(), coordination::cells(), cells::cells()].into_iter().flatten().collect();
+    let cells =
+        [relay::cells(), stun::cells(), tunnel::cells(), coordination::cells(), cells::cells()].into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

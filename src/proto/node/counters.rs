@@ -59,7 +59,7 @@ pub struct Counters {
     pub responses_sent: u64,
     /// Sessions that came up.
     pub sessions: u64,
-    /// TCP SYNs sent by dialling flows, repeats included.
+    /// TCP SYNs and SYN-ACKs sent, repeats included.
     pub syns_sent: u64,
     /// Flows dialled.
     pub dials: u64,

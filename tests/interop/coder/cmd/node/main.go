@@ -171,6 +171,7 @@ func (n *node) serve(r request) error {
 		n.release(r.Tag)
 	case "udp_listen":
 		n.inside.echoUDP()
+		n.say(event{"event": "listening", "mode": "udp"})
 	case "udp":
 		to, err := netip.ParseAddrPort(r.To)
 		if err != nil {
@@ -216,7 +217,12 @@ func (n *node) peer(r request) error {
 			return err
 		}
 	}
-	return n.conn.UpdatePeers([]*tailnetproto.CoordinateResponse_PeerUpdate{update})
+	if err := n.conn.UpdatePeers([]*tailnetproto.CoordinateResponse_PeerUpdate{update}); err != nil {
+		return err
+	}
+	// What an agent would answer with "ready for handshake".
+	n.say(event{"event": "told", "id": r.ID})
+	return nil
 }
 
 // status prints how each peer is reached.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -27,6 +28,14 @@ import (
 //	hold    the listener reads nothing until it is released, then it is a sink
 //	reset   the listener closes with unread bytes, which resets the connection
 //	idle    the dialler sends one byte each time it is released, and gets it back; it says when the connection breaks
+//	turn    the listener sends size bytes and ends its direction first; then the dialler sends as many, which the listener counts
+//
+// Two more are the dialler's alone, against a listener that sends:
+//
+//	late    as source, but the dialler reads nothing until it is released
+//	abort   the dialler reads one byte and closes with unread bytes, which resets the connection
+//
+// And one against an echo: flood sends until it is released.
 
 const defaultLimit = 2 * time.Minute
 
@@ -48,19 +57,8 @@ func endOutput(c net.Conn) error {
 	return half.CloseWrite()
 }
 
-// hold waits until the name is released.
-func (n *node) hold(name string) {
-	n.mu.Lock()
-	gate, ok := n.held[name]
-	if !ok {
-		gate = make(chan struct{}, 1024)
-		n.held[name] = gate
-	}
-	n.mu.Unlock()
-	<-gate
-}
-
-func (n *node) release(name string) {
+// gate opens once for each release of the name.
+func (n *node) gate(name string) chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	gate, ok := n.held[name]
@@ -68,7 +66,27 @@ func (n *node) release(name string) {
 		gate = make(chan struct{}, 1024)
 		n.held[name] = gate
 	}
-	gate <- struct{}{}
+	return gate
+}
+
+// hold waits until the name is released.
+func (n *node) hold(name string) { <-n.gate(name) }
+
+func (n *node) release(name string) { n.gate(name) <- struct{}{} }
+
+// until reads until the gate opens.
+type until struct {
+	io.Reader
+	end <-chan struct{}
+}
+
+func (u *until) Read(to []byte) (int, error) {
+	select {
+	case <-u.end:
+		return 0, io.EOF
+	default:
+		return u.Reader.Read(to)
+	}
 }
 
 func (n *node) listen(r request) error {
@@ -123,6 +141,11 @@ func (n *node) listenSide(r request, c net.Conn) (int64, string, error) {
 	case "reset":
 		_, err := io.ReadFull(c, make([]byte, 1))
 		return 1, "", err
+	case "turn":
+		if _, digest, err := hashed(c, noise(r.Size), endOutput); err != nil {
+			return 0, digest, err
+		}
+		return hashed(io.Discard, c, nil)
 	}
 	return 0, "", fmt.Errorf("no such mode: %q", r.Mode)
 }
@@ -183,17 +206,21 @@ func (n *node) dial(r request, to netip.AddrPort) {
 
 func (n *node) dialSide(r request, c net.Conn, e event) error {
 	switch r.Mode {
-	case "echo", "sink", "hold", "reset":
+	case "echo", "sink", "hold", "reset", "flood":
 		type written struct {
 			digest string
 			err    error
 		}
 		done := make(chan written, 1)
 		go func() {
-			_, digest, err := hashed(c, noise(r.Size), endOutput)
+			from := noise(r.Size)
+			if r.Mode == "flood" {
+				from = &until{Reader: noise(math.MaxInt64), end: n.gate(r.Tag)}
+			}
+			_, digest, err := hashed(c, from, endOutput)
 			done <- written{digest, err}
 		}()
-		if r.Mode == "echo" {
+		if r.Mode == "echo" || r.Mode == "flood" {
 			count, digest, err := hashed(io.Discard, c, nil)
 			w := <-done
 			e["size"], e["received"], e["sent"] = count, digest, w.digest
@@ -203,12 +230,27 @@ func (n *node) dialSide(r request, c net.Conn, e event) error {
 		w := <-done
 		e["sent"], e["answer"] = w.digest, strings.TrimSpace(string(answer))
 		return errors.Join(err, w.err)
-	case "source":
+	case "source", "late":
 		if _, err := fmt.Fprintf(c, "%d\n", r.Size); err != nil {
 			return err
 		}
+		if r.Mode == "late" {
+			n.hold(r.Tag)
+		}
 		count, digest, err := hashed(io.Discard, c, nil)
 		e["size"], e["received"] = count, digest
+		return err
+	case "turn":
+		count, digest, err := hashed(io.Discard, c, nil)
+		e["size"], e["received"] = count, digest
+		if err != nil {
+			return err
+		}
+		_, digest, err = hashed(c, noise(r.Size), endOutput)
+		e["sent"] = digest
+		return err
+	case "abort":
+		_, err := io.ReadFull(c, make([]byte, 1))
 		return err
 	case "idle":
 		return n.idle(r, c)
