@@ -21,7 +21,7 @@ use crate::{
 use anyhow::{Context as _, anyhow, bail};
 use capture::CaptureFile;
 use figures::{Figures, Meter};
-use std::{future::pending, time::Duration};
+use std::{future::pending, io, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::watch,
@@ -33,6 +33,10 @@ use tracing::level_filters::LevelFilter;
 const DIRECT_LIMIT: Duration = Duration::from_secs(60);
 /// Time between two pings while it waits, and until one counts as lost.
 const PING: Duration = Duration::from_secs(1);
+/// Time between two looks whether the agent still lives, until one counts as lost, and how many of these in a row mean
+/// that it does not: no queue of a path is that long, and single packets do get lost.
+const ALIVE: Duration = Duration::from_secs(4);
+const LOST_ALIVE: u32 = 3;
 /// What the tunnel gets to come up.
 const FIRST_PING: Duration = Duration::from_secs(30);
 /// A test may last so many times what was asked for, and this on top: a slow link takes a while for one block.
@@ -109,6 +113,7 @@ async fn measure(tunnel: &Tunnel, args: &Speedtest) -> anyhow::Result<Figures> {
     tokio::select! {
         moved = moved => moved.map_err(|why| anyhow!("the speed test with the agent of {name} broke off: {why}"))?,
         () = tell_changes(tunnel, path, first) => {}
+        () = silence(tunnel) => bail!("the speed test with the agent of {name} broke off: the agent does not answer any more"),
     }
     meter.finish().with_context(|| format!("the agent of {name} ended the speed test without any data"))
 }
@@ -134,7 +139,7 @@ async fn upload(stream: &mut Stream, meter: &mut Meter, time: Duration) -> anyho
     stream.shutdown().await?;
     let closed = async {
         while stream.read(&mut [0; 64]).await? > 0 {}
-        Ok::<_, std::io::Error>(())
+        Ok::<_, io::Error>(())
     };
     let limit = time * STRETCH + SLACK;
     timeout(limit, closed).await.map_err(|_| anyhow!("the agent did not take all of the data within {}", shown(limit)))??;
@@ -184,6 +189,16 @@ async fn tell_changes(tunnel: &Tunnel, mut path: watch::Receiver<Option<PathInfo
         }
     }
     pending().await
+}
+
+/// Returns when the agent has not answered for a while. A sender sees a dead peer late: its buffers take the data.
+async fn silence(tunnel: &Tunnel) {
+    let mut lost = 0;
+    while lost < LOST_ALIVE {
+        sleep(ALIVE).await;
+        let answer = tunnel.tailnet.ping(tunnel.address, PingKind::Tsmp, ALIVE).await;
+        lost = if answer.is_ok() { 0 } else { lost + 1 };
+    }
 }
 
 fn way(tunnel: &Tunnel, lane: Option<Lane>) -> String {
