@@ -4,8 +4,8 @@ mod client;
 mod front;
 mod servers;
 
-pub use front::Front;
 pub use client::{region, region_id, relays, secret};
+pub use front::Front;
 pub use servers::{GoClient, Kind, Relay};
 
 use crate::{

@@ -11,6 +11,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 /// Between two initiations, plus up to [`JITTER`].
 const RETRY: Duration = Duration::from_secs(5);
 const JITTER: Duration = Duration::from_millis(333);
+/// The same between the first two of a handshake without a session before it. A peer that learns of us from the
+/// coordinator may hear the first before it knows us, and somebody waits for a connection.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Between two initiations when the owner asks for a repetition because the path changed.
 const REPEAT_GAP: Duration = Duration::from_millis(250);
 /// Unanswered initiations after which a handshake is given up.
@@ -172,8 +175,9 @@ impl Peer {
     fn initiate(&mut self, now: Instant, shared: &mut Shared) {
         self.read_library_clock();
         let mut buf = vec![0; INITIATION_LEN];
-        let next = now + RETRY + shared.rng.between(Duration::ZERO, JITTER);
         let tries = self.run.map_or(0, |r| r.tries) + 1;
+        let pause = if tries == 1 && self.ring.sending(now).is_none() { FIRST_RETRY } else { RETRY };
+        let next = now + pause + shared.rng.between(Duration::ZERO, JITTER);
         self.run = Some(Run { tries, next });
         self.last_initiation = Some(now);
         let TunnResult::WriteToNetwork(packet) = self.tunn.format_handshake_initiation(&mut buf, true) else { return };

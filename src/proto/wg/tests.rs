@@ -311,9 +311,10 @@ fn an_unanswered_handshake_is_repeated_twenty_times_and_then_given_up() {
     pair.run(secs(200));
     let tries = pair.initiations(Side::A);
     assert_eq!(tries.len(), 20);
-    assert!(tries.windows(2).all(|w| (secs(5)..=ms(5_333)).contains(&(w[1] - w[0]))), "{tries:?}");
+    assert!((secs(1)..=ms(1_333)).contains(&(tries[1] - tries[0])), "{tries:?}");
+    assert!(tries[1..].windows(2).all(|w| (secs(5)..=ms(5_333)).contains(&(w[1] - w[0]))), "{tries:?}");
     let [(at, Side::A, Event::GaveUp { .. })] = pair.events[..] else { panic!("{:?}", pair.events) };
-    assert!((secs(100)..secs(107)).contains(&(at - tries[0])));
+    assert!((secs(96)..secs(103)).contains(&(at - tries[0])));
     assert_eq!(pair.a.poll_timeout(), None, "nothing is left to do");
     pair.lose = Box::new(|_, _| false);
     pair.a.want_session(pair.now, PEER);
@@ -330,7 +331,7 @@ fn a_lost_response_costs_one_retry() {
         matches!(m, Message::Response { .. }) && lost == 1
     });
     pair.a.want_session(pair.now, PEER);
-    pair.run(secs(6));
+    pair.run(ms(1_500));
     assert_eq!(pair.initiations(Side::A).len(), 2);
     assert!(pair.up(Side::A) && pair.up(Side::B));
 }
