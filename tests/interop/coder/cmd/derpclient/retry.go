@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"tailscale.com/derp/derphttp"
 )
@@ -17,10 +18,11 @@ func (r retrying) Connect(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
+	// The wish is told beside the error, in no order.
 	select {
 	case <-forced:
 		return r.Client.Connect(ctx)
-	default:
+	case <-time.After(time.Second):
 		return err
 	}
 }
