@@ -129,8 +129,10 @@ impl Answer {
     }
 }
 
+type Fields = Map<String, Value>;
+
 /// The object at the beginning of `bytes` and where it ends. White space may stand in front.
-fn object(bytes: &[u8]) -> Result<Option<(Map<String, Value>, usize)>, Reject> {
+fn object(bytes: &[u8]) -> Result<Option<(Fields, usize)>, Reject> {
     let Some(used) = end_of_object(bytes)? else { return Ok(None) };
     let fields = serde_json::from_slice(bytes.get(..used).unwrap_or_default());
     fields.map(|fields| Some((fields, used))).map_err(|e| Reject::Syntax(e.to_string()))
@@ -157,11 +159,11 @@ fn end_of_object(bytes: &[u8]) -> Result<Option<usize>, Reject> {
     if bytes.len() < MAX_MESSAGE { Ok(None) } else { Err(Reject::NoObject) }
 }
 
-fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+fn field<'a>(fields: &'a Fields, name: &str) -> Option<&'a Value> {
     fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
-fn integer(fields: &Map<String, Value>, name: &'static str) -> Result<i64, Reject> {
+fn integer(fields: &Fields, name: &'static str) -> Result<i64, Reject> {
     match field(fields, name) {
         None | Some(Value::Null) => Ok(0),
         Some(value) => value.as_i64().ok_or(Reject::Type(name, "a 64-bit integer")),
