@@ -165,7 +165,7 @@ fn relay(runtime: &Runtime) -> u16 {
 
 /// A map of one region.
 fn map(id: u16, port: u16) -> RelayMap {
-    RelayMap { regions: [(RegionId::new(id.into()).unwrap(), region(port))].into(), ..RelayMap::default() }
+    RelayMap { regions: [(RegionId::new(id).unwrap(), region(port))].into(), ..RelayMap::default() }
 }
 
 async fn serve_echo(node: &Tailnet) -> anyhow::Result<()> {

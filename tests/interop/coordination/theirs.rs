@@ -188,22 +188,23 @@ fn killed_and_back(context: &Context, cli: Side, agent: Side) -> Outcome {
         let text = format!("{lines}{}", "x".repeat(1_000));
         session.type_in(format!("{text}\n").as_bytes());
         session.wait_for(&format!("<{text}>"));
+        Ok(())
     };
     let end = Instant::now() + LIMIT;
     let mut direct = 0;
     while direct < 3 {
         ensure!(Instant::now() < end, "the session stays on the relay");
         let before = front.down();
-        step("echo", || Ok(line(&mut session)))?;
+        step("echo", || line(&mut session))?;
         direct = if front.down() - before < 500 { direct + 1 } else { 0 };
     }
     deployment.kill_server();
     for _ in 0..3 {
-        step("without a server", || Ok(line(&mut session)))?;
+        step("without a server", || line(&mut session))?;
     }
     deployment.revive_our_server(&[]);
     let begin = Instant::now();
-    step("after the server's return", || Ok(line(&mut session)))?;
+    step("after the server's return", || line(&mut session))?;
     let out = run_within(deployment.cli(cli, &["ssh", WORKSPACE, "--", "echo again"]), b"", LIMIT);
     if text(&out.stdout).trim_end() != "again" {
         let agent = agent.drain();
@@ -214,6 +215,6 @@ fn killed_and_back(context: &Context, cli: Side, agent: Side) -> Outcome {
             &agent[agent.len().saturating_sub(5)..]
         );
     }
-    step("the old session beside the new one", || Ok(line(&mut session)))?;
+    step("the old session beside the new one", || line(&mut session))?;
     Ok(format!("a new session {:.1} s after the server's return", begin.elapsed().as_secs_f64()))
 }
