@@ -8,6 +8,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::MutexGuard,
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +25,7 @@ struct Host {
     port: u16,
     server: Server,
     runtime: tokio::runtime::Handle,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Host {
@@ -32,6 +34,7 @@ impl Host {
         if !have(&["ssh"]) {
             return None;
         }
+        let turn = crate::turn();
         let variables = BTreeMap::from([("FROM_TEMPLATE".to_owned(), "yes".to_owned())]);
         let server = Server::new(Profile { workspace: "dev".into(), variables, ..Profile::default() });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -49,7 +52,7 @@ impl Host {
                 }
             });
         });
-        Some(Self { port, server, runtime: handle })
+        Some(Self { port, server, runtime: handle, _turn: turn })
     }
 
     fn ssh(&self, options: &[&str]) -> Command {

@@ -14,3 +14,12 @@ mod agent;
 mod harness;
 mod tunnel;
 mod ways;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One test at a time: each keeps all cores busy, and one that is held up for a tenth of a second by another would
+/// rightly doubt its path.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -44,6 +44,7 @@ pub(crate) fn on_every_way(claim: impl Fn(&mut Lab)) {
     if !have(&["ssh"]) {
         return;
     }
+    let _turn = crate::turn();
     for way in [Way::Direct, Way::Derp, Way::WebSocket] {
         println!("{way:?}");
         claim(&mut Lab::new(way));
