@@ -14,6 +14,12 @@ impl Flow {
         if self.end.is_some() || self.is_opening() || !tcp.flags.has(TcpFlags::ACK) {
             return;
         }
+        let una = self.una();
+        if before(self.snd_max, una) {
+            // The byte of a probe, which was not counted when it left. What we send next bears the number behind it, or
+            // the peer takes our ACKs for old segments.
+            self.snd_max = una;
+        }
         let flight = self.flight();
         let is_duplicate = tcp.payload.is_empty() && tcp.ack == flight.una;
         if is_duplicate

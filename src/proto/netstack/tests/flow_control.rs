@@ -102,6 +102,33 @@ fn a_lost_window_update_is_found_by_probing() {
 }
 
 #[test]
+fn acks_count_after_a_probe_was_taken_unseen() {
+    let mut w = World::new(5, ms(10));
+    let (a, b) = w.connect(80);
+    // The last bytes of B's room are too few for its window field: probes carry them one by one, ever more slowly.
+    let whole = 262_143;
+    let mut written = 0;
+    w.until(secs(10), |w| {
+        written += w.a.write(a, &vec![7; whole - written]);
+        (written == whole).then_some(())
+    });
+    w.run(secs(300));
+    // B has room again, but the news of it is lost. The next probe's byte is taken; it was A's last.
+    w.link.get_mut(&Side::B).unwrap().dead = true;
+    let mut read = w.read(Side::B, b).len();
+    assert_eq!(read, whole - 1);
+    w.until(secs(130), |w| {
+        read += w.read(Side::B, b).len();
+        (read == whole).then_some(())
+    });
+    w.link.get_mut(&Side::B).unwrap().dead = false;
+    w.run(secs(2));
+    // From now on A has nothing but bare ACKs to say.
+    let took = w.transfer(Side::B, b, a, 500_000, secs(5));
+    assert!(took < secs(2), "{took:?}");
+}
+
+#[test]
 fn a_peer_without_room_pauses_its_flows_and_nothing_is_lost_or_spun_on() {
     let mut w = World::new(7, ms(10));
     let (a, b) = w.connect(80);
