@@ -378,11 +378,12 @@ impl Flow {
     ///
     /// After a timeout the engine numbers even its bare ACKs from where it starts over. The peer may be beyond that
     /// number, takes the ACK for an old segment and never sees what it acknowledges; if both sides do so, they stop
-    /// for good. A bare ACK bears the next number that was never sent (RFC 9293 §3.10.7.4).
+    /// for good. A bare ACK bears the next number that was never sent (RFC 9293 §3.10.7.4); to a peer whose window is
+    /// closed, the only one that it takes then, whatever was sent beyond to probe it.
     fn finish(&self, packet: &mut [u8]) {
         let tcp = packet.get(IPV6_HEADER..).and_then(|bytes| Tcp::parse(bytes).ok());
         if tcp.is_some_and(|tcp| tcp.seq_len() == 0 && tcp.flags == TcpFlags::ACK) && !self.is_opening() {
-            Tcp::set_seq(packet, self.snd_max);
+            Tcp::set_seq(packet, if self.peer_window == Some(0) { self.una() } else { self.snd_max });
         }
         Tcp::seal(packet);
     }

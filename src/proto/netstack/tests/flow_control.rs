@@ -102,6 +102,22 @@ fn a_lost_window_update_is_found_by_probing() {
 }
 
 #[test]
+fn acks_count_while_the_peers_window_is_closed() {
+    let mut w = World::new(5, ms(10));
+    let (a, b) = w.connect(80);
+    for _ in 0..100 {
+        w.a.write(a, &[0; 64_000]);
+        w.run(ms(20));
+    }
+    // The probe after a change of the path reaches beyond B's closed window.
+    let now = w.now;
+    w.a.kick_peer(now, world::PEER);
+    w.run(ms(100));
+    let took = w.transfer(Side::B, b, a, 500_000, secs(5));
+    assert!(took < secs(2), "{took:?}");
+}
+
+#[test]
 fn acks_count_after_a_probe_was_taken_unseen() {
     let mut w = World::new(5, ms(10));
     let (a, b) = w.connect(80);
