@@ -2,6 +2,7 @@
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 use std::{
@@ -236,9 +237,17 @@ pub fn gone_within(process: impl AsFd, limit: Duration) -> bool {
 
 /// Whether there is something to read, or the end, within the limit.
 pub fn readable_within(fd: impl AsFd, limit: Duration) -> bool {
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
-    poll(&mut fds, Some(&limit)).unwrap() > 0
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return ready > 0,
+            // A signal handler of this process ran, such as a runtime's for children that ended.
+            Err(Errno::INTR) => {}
+            Err(error) => panic!("cannot wait: {error}"),
+        }
+    }
 }
 
 /// The children of a process.
