@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Asks the kernel to send SIGTERM when the parent ends, and reports whether it ended while we asked.
 ///
 /// Call it first thing on the main thread. The signal follows the parent's *thread* that made this process. Where the
-/// facility is missing (not Linux) the closing of standard input still ends a ProxyCommand.
+/// facility is missing (not Linux) nothing ends the process with its parent.
 #[must_use]
 pub fn end_with_parent() -> bool {
     let parent = getppid();

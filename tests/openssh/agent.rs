@@ -282,6 +282,27 @@ fn losing_the_client_hangs_up_a_terminal_and_leaves_other_commands_alone() {
 }
 
 #[test]
+fn a_forward_to_standard_output_ends_with_both_its_directions() {
+    let Some(host) = Host::start() else { return };
+    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = target.local_addr().unwrap().to_string();
+    let far = thread::spawn(move || {
+        let (mut far, _) = target.accept().unwrap();
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        far.write_all(b"bye").unwrap();
+        got
+    });
+    let started = Instant::now();
+    let mut client = host.ssh(&["-W", &address]).arg("x@127.0.0.1").stdin(Stdio::piped()).spawn().unwrap();
+    client.stdin.take().unwrap().write_all(b"hello").unwrap();
+    let output = finish(client);
+    assert_eq!((text(&output.stdout), far.join().unwrap()), ("bye".to_owned(), b"hello".to_vec()));
+    // OpenSSH waits for the agent to close the channel.
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_forwarded_port_carries_each_direction_to_its_own_end() {
     let Some(host) = Host::start() else { return };
     let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
