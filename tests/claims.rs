@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 37] = [
+const LINES: [(&str, &str); 44] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -43,6 +43,13 @@ const LINES: [(&str, &str); 37] = [
     ("`cargo check --no-default-features`, `clippy --all-targets -D warnings`, `cargo doc` without warnings", ".ci/run"),
     ("An idle tunnel hardly wakes", "src/sim/tests/direct.rs::"),
     ("A packet in steady state allocates nothing", "tests/packet_path.rs::"),
+    ("Go mix: relays", "cells `relay`"),
+    ("… STUN and netcheck", "cells `STUN`"),
+    ("… tunnel and TCP with a Go node", "cells `tunnel`"),
+    ("… coordination", "cells `coordination`"),
+    ("… whole sessions", "cells `cell`"),
+    ("… answers and outputs beside the vectors", "cells `shapes`"),
+    ("… speed beside speed", "cells `speed`"),
 ];
 
 fn read(file: &str) -> String {
@@ -87,7 +94,19 @@ fn every_command_that_the_table_names_is_run_by_ci() {
     for command in ["cargo bench --bench e2e", ".ci/mutate"] {
         assert!(lines.iter().any(|line| line.starts_with(command)), ".ci/run does not run {command}");
     }
-    assert!(lines.iter().any(|line| line.starts_with("cargo test --release")), ".ci/run does not run the tests");
+    let tests = lines.iter().find(|line| line.contains("cargo test --release")).expect(".ci/run runs the tests");
+    assert!(tests.starts_with("TAILNET_INTEROP=1 "), ".ci/run does not run the cells against Go peers");
+}
+
+#[test]
+fn every_row_of_cells_that_the_table_names_has_a_file_that_makes_cells_of_it() {
+    let table = read("tests/README.md");
+    let named: Vec<(&str, &str)> = rows(&table).into_iter().filter_map(|(_, proof)| proof.split_once("`, cells `")).collect();
+    assert_eq!(named.len(), 7, "{named:?}");
+    for (file, row) in named {
+        let (file, row) = (file.trim_start_matches('`'), row.split('`').next().unwrap());
+        assert!(read(file).contains(&format!("const ROW: &str = \"{row}\"")), "{file} makes no cells {row}");
+    }
 }
 
 #[test]

@@ -347,6 +347,9 @@ pub(super) struct Server {
     #[arg(long, env = "CODER_DERP_FORCE_WEBSOCKETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) derp_force_websockets: bool,
+    /// File with more relays, a relay map in JSON; SIGUSR1 makes the server read it again
+    #[arg(long, env = "CODER_DERP_CONFIG_PATH", value_name = "FILE")]
+    pub(super) derp_config_path: Option<PathBuf>,
     /// On loopback, with a workspace named dev whose agent runs beside the server
     #[arg(long)]
     pub(super) dev: bool,

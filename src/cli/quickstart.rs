@@ -37,6 +37,7 @@ pub(super) fn run(global: &Global, args: &Quickstart) -> anyhow::Result<u8> {
         dev: Some(server::own_binary()?),
         block_direct: false,
         force_websockets: false,
+        derp_config: None,
     };
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;

@@ -7,7 +7,10 @@ use super::{
     output::{self, quote},
 };
 use crate::{
-    driver::{http::Token, process::EndSignals},
+    driver::{
+        http::Token,
+        process::{EndSignals, ReloadSignal},
+    },
     server::{self, Running, StunAddress},
 };
 use anyhow::{Context as _, bail};
@@ -31,10 +34,12 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         dev: if args.dev { Some(own_binary()?) } else { None },
         block_direct: args.block_direct_connections,
         force_websockets: args.derp_force_websockets,
+        derp_config: args.derp_config_path.clone(),
     };
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let reloads = config.derp_config.is_some().then(ReloadSignal::open).transpose().context("cannot handle signals")?;
         let running = server::serve(config).await?;
         if args.http_address.ip().is_unspecified() && args.access_url.is_none() {
             output::note(
@@ -43,7 +48,10 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         }
         let greeting = greet(&running, args.dev.then_some(login_dir));
         if greeting.is_ok() {
-            signals.next().await;
+            tokio::select! {
+                _ = signals.next() => {}
+                () = reload_when_told(&running, reloads) => {}
+            }
         }
         tokio::select! {
             () = running.shutdown() => {}
@@ -52,6 +60,18 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         }
         greeting.map(|()| 0)
     })
+}
+
+/// Reads the relay map's file again whenever the process is told to; never ends.
+async fn reload_when_told(running: &Running, reloads: Option<ReloadSignal>) {
+    let Some(mut reloads) = reloads else { return std::future::pending().await };
+    loop {
+        reloads.next().await;
+        match running.reload_relays() {
+            Ok(()) => output::note("The relay map was read again."),
+            Err(error) => output::note(&format!("The relay map stays what it was: {error}")),
+        }
+    }
 }
 
 /// Tells where the server is and how to log in; never the token itself.

@@ -70,3 +70,25 @@ impl EndSignals {
         }
     }
 }
+
+/// The signal that asks a server to read its files again: SIGUSR1, since a foreground server ends with its terminal's SIGHUP.
+#[derive(Debug)]
+pub struct ReloadSignal(tokio::signal::unix::Signal);
+
+impl ReloadSignal {
+    /// Takes over SIGUSR1 for the rest of the process's life.
+    ///
+    /// # Errors
+    /// When the signal handler cannot be installed.
+    pub fn open() -> std::io::Result<Self> {
+        signal(SignalKind::user_defined1()).map(Self)
+    }
+
+    /// Waits for the next of them; several that come at once count as one.
+    ///
+    /// # Cancel safety
+    /// Safe: a signal that arrives meanwhile is reported by the next call.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}

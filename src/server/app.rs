@@ -1,7 +1,9 @@
 //! What all handlers and tasks of one server share.
 
 use super::token::{NoRandomness, seed};
-use super::{coordination::Coordination, listen, live::Agents, places::Places, resume::ResumeTokens, store::Store};
+use super::{
+    coordination::Coordination, listen, live::Agents, places::Places, relays::Relays, resume::ResumeTokens, store::Store,
+};
 use crate::{
     base::{NodeSecret, RegionId, Rng},
     driver::relay::RelayServer,
@@ -16,10 +18,10 @@ use uuid::Uuid;
 const CHANGES: usize = 64;
 
 /// How nodes shall find each other.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Network {
     /// The relays and STUN servers.
-    pub(crate) relay_map: RelayMap,
+    pub(super) relays: Relays,
     /// Nodes shall announce no endpoints.
     pub(crate) block_direct: bool,
     /// Nodes shall speak to relays over WebSockets.
@@ -90,8 +92,8 @@ impl App {
     }
 
     /// The relay map as users get it.
-    pub(crate) fn relay_map(&self) -> &RelayMap {
-        &self.0.network.relay_map
+    pub(crate) fn relay_map(&self) -> Arc<RelayMap> {
+        self.0.network.relays.now()
     }
 
     /// Where users reach the server; no slash at the end.

@@ -25,6 +25,7 @@ mod listen;
 mod live;
 mod places;
 mod relay;
+mod relays;
 mod resume;
 mod routes;
 mod sockets;
@@ -38,6 +39,7 @@ mod upgrade;
 #[cfg(test)]
 mod tests;
 
+pub use relays::RelayFileError;
 pub use start::{Config, Running, StartError, StunAddress, serve};
 pub use store::OpenError;
 pub use token::NoRandomness;

@@ -5,31 +5,22 @@ use super::{
     app::{App, Network},
     dev::AgentChild,
     listen,
+    relays::{RelayFileError, Relays},
     store::{OpenError, Store, StoreError},
     stun,
     time::Stamp,
     token::NoRandomness,
 };
-use crate::{
-    base::RegionId,
-    driver::http::without_secrets,
-    wire::derp::{Region, RelayMap, RelayNode},
-};
+use crate::driver::http::without_secrets;
 use std::{
-    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::net::{TcpListener, UdpSocket};
-use url::{Host, Url};
+use url::Url;
 
-/// The embedded relay's region and what it is called (`derp.md` §8).
-const REGION: u16 = 999;
-const REGION_CODE: &str = "coder";
-const REGION_NAME: &str = "Coder Embedded Relay";
-const NODE_NAME: &str = "999b";
 /// The workspace of `--dev`.
 const DEV_WORKSPACE: &str = "dev";
 /// How long sockets and the dev agent may take for their end.
@@ -64,6 +55,8 @@ pub struct Config {
     pub block_direct: bool,
     /// Nodes shall speak to the relay over WebSockets only.
     pub force_websockets: bool,
+    /// A file with more relays, a relay map in JSON.
+    pub derp_config: Option<PathBuf>,
 }
 
 /// Why a server did not start. Each text is one line that names what to do.
@@ -124,6 +117,9 @@ pub enum StartError {
     /// The database failed after it was opened.
     #[error("the database failed: {0}")]
     Database(String),
+    /// The file with more relays.
+    #[error(transparent)]
+    Relays(#[from] RelayFileError),
     /// No keys can be made.
     #[error(transparent)]
     Random(#[from] NoRandomness),
@@ -179,6 +175,14 @@ impl Running {
         &self.admin_token_path
     }
 
+    /// Reads the file with more relays again. Agents and clients that are connected are told of another map at once.
+    ///
+    /// # Errors
+    /// When the file cannot be used; the map stays what it was.
+    pub fn reload_relays(&self) -> Result<(), RelayFileError> {
+        self.app.network().relays.reload()
+    }
+
     /// Waits until the server has ended, which it does only by [`Running::shutdown`].
     ///
     /// # Cancel safety
@@ -220,7 +224,7 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
 
     let stun_address = stun.as_ref().and_then(|socket| socket.local_addr().ok());
     let network = Network {
-        relay_map: relay_map(&url, stun_address.map(|a| a.port()).filter(|_| !config.block_direct)),
+        relays: Relays::open(&url, stun_address.map(|a| a.port()).filter(|_| !config.block_direct), config.derp_config)?,
         block_direct: config.block_direct,
         force_websockets: config.force_websockets,
     };
@@ -310,48 +314,9 @@ fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// The map with the embedded relay alone, seen from the access URL.
-fn relay_map(url: &Url, stun_port: Option<u16>) -> RelayMap {
-    let host = match url.host() {
-        Some(Host::Ipv6(ip)) => ip.to_string(),
-        Some(host) => host.to_string(),
-        None => String::new(),
-    };
-    let node = RelayNode {
-        name: NODE_NAME.to_owned(),
-        host,
-        stun_port,
-        relay_port: url.port_or_known_default().unwrap_or(443),
-        plain_http: url.scheme() == "http",
-        ..RelayNode::default()
-    };
-    let region =
-        Region { code: REGION_CODE.to_owned(), name: REGION_NAME.to_owned(), embedded: true, avoid: false, nodes: vec![node] };
-    let regions: BTreeMap<_, _> = RegionId::new(REGION).into_iter().map(|id| (id, region.clone())).collect();
-    RelayMap { regions, home_scores: BTreeMap::new() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_relay_map_is_that_of_the_go_server_plus_stun() {
-        let node = |url: &str, stun| {
-            let map = serde_json::to_value(relay_map(&access_url(url).unwrap(), stun)).unwrap();
-            map["Regions"]["999"]["Nodes"][0].clone()
-        };
-        assert_eq!(
-            node("http://127.0.0.1:3100", None),
-            json!({ "Name": "999b", "RegionID": 999, "HostName": "127.0.0.1", "STUNPort": -1, "DERPPort": 3100, "ForceHTTP": true })
-        );
-        assert_eq!(
-            node("https://coder.example.com", Some(3478)),
-            json!({ "Name": "999b", "RegionID": 999, "HostName": "coder.example.com", "STUNPort": 3478, "DERPPort": 443 })
-        );
-        assert_eq!(node("http://[::1]:3000", None)["HostName"], "::1");
-    }
 
     #[test]
     fn an_access_url_is_http_with_a_host_and_nothing_secret() {

@@ -15,6 +15,7 @@ mod first;
 mod harness;
 mod secrets;
 mod sessions;
+mod shapes;
 mod signals;
 mod speedtest;
 mod users;

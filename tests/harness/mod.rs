@@ -14,8 +14,10 @@
 
 pub mod coder;
 pub mod counters;
+pub mod http;
 pub mod namespace;
 pub mod process;
+pub mod shapes;
 pub mod terminal;
 
 pub use coder::{Server, clean, coder};

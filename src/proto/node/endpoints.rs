@@ -5,7 +5,7 @@ use crate::{
     wire::coord::tailnet,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -59,12 +59,14 @@ fn is_usable(address: &SocketAddr) -> bool {
     !(overlay || ip.is_unspecified() || ip.is_multicast() || address.port() == 0)
 }
 
-/// What we announce, but for the time.
+/// What we announce, but for the time and the values of latencies.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Announcement {
     pub(super) home: RegionId,
     pub(super) endpoints: Vec<SocketAddr>,
     pub(super) addresses: Vec<Ipv6Addr>,
+    /// The relays' names whose latency is known.
+    pub(super) measured: BTreeSet<String>,
 }
 
 impl Announcement {

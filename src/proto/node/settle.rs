@@ -247,11 +247,13 @@ impl Node {
         }
     }
 
-    /// Tells the path engine our endpoints, and the owner our node if anything but latencies has changed.
+    /// Tells the path engine our endpoints, and the owner our node if it has changed. New values of latencies are no change
+    /// (`stun-netcheck.md` §6); that a relay has one now is: the first home is announced before any was measured.
     fn announce(&mut self, now: Instant) {
         let endpoints = if self.direct { self.endpoints.list(now) } else { Vec::new() };
         let Some(home) = self.home else { return };
-        let announcement = Announcement { home, endpoints, addresses: self.addresses.clone() };
+        let measured = self.latency.keys().cloned().collect();
+        let announcement = Announcement { home, endpoints, addresses: self.addresses.clone(), measured };
         if self.announced.as_ref() == Some(&announcement) {
             return;
         }

@@ -10,7 +10,7 @@ use crate::{
         wg::Message,
     },
 };
-use std::{net::SocketAddrV6, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddrV6, time::Duration};
 
 const AGENT: Uuid = Uuid::from_u128(0xa);
 const CLIENT: Uuid = Uuid::from_u128(0xc);
@@ -142,6 +142,34 @@ fn a_node_announces_once_what_changed_together_and_nothing_without_home() {
 }
 
 #[test]
+fn a_relays_first_latency_is_announced_and_another_value_is_not() {
+    let mut side = Side::new(CLIENT, Role::Client, false);
+    let mut now = Instant::ZERO;
+    side.node.set_relay_map(now, &map());
+    side.node.handle_timeout(now);
+    let first = std::iter::from_fn(|| side.node.poll_event()).find_map(|event| match event {
+        Event::Announce(node) => Some(node.derp_latency),
+        _ => None,
+    });
+    assert_eq!(first, Some(BTreeMap::new()), "the home is announced before anything is measured");
+    for latency in [1, 2] {
+        side.latency = Duration::from_millis(latency);
+        side.node.handle_relay_latency(now, region(), Some(side.latency));
+        side.drain(now);
+        let end = now + Duration::from_secs(30);
+        while let Some(deadline) = side.node.poll_timeout().filter(|deadline| deadline.at < end) {
+            now = now.max(deadline.at);
+            side.node.handle_timeout(now);
+            side.drain(now);
+        }
+        assert_eq!(side.announcements, 1);
+        assert_eq!(side.announced.as_ref().map(|node| node.derp_latency["1-v4"]), Some(0.001));
+        side.node.handle_link_change(now);
+    }
+    assert!(side.measures > 0, "the second value was measured");
+}
+
+#[test]
 fn a_node_without_direct_paths_announces_no_endpoint() {
     let mut side = Side::new(CLIENT, Role::Client, false);
     let now = Instant::ZERO;
@@ -231,6 +259,9 @@ struct Side {
     lanes: Lanes,
     announced: Option<tailnet::Node>,
     announcements: usize,
+    /// What the relay's latency is found to be, and how often it was asked for.
+    latency: Duration,
+    measures: usize,
     ready: Vec<Uuid>,
     dialed: Vec<(DialId, crate::base::FlowId)>,
     failed: Vec<(DialId, DialFailure)>,
@@ -264,6 +295,8 @@ impl Side {
             lanes: Lanes { open: true, ..Lanes::default() },
             announced: None,
             announcements: 0,
+            latency: Duration::from_millis(1),
+            measures: 0,
             ready: Vec::new(),
             dialed: Vec::new(),
             failed: Vec::new(),
@@ -297,7 +330,8 @@ impl Side {
                 Event::PeerGone { why, .. } => self.gone.push(why),
                 Event::OpenRelay { region, .. } => self.node.handle_relay_up(now, region),
                 Event::MeasureRelay { region } => {
-                    self.node.handle_relay_latency(now, region, Some(Duration::from_millis(1)));
+                    self.measures += 1;
+                    self.node.handle_relay_latency(now, region, Some(self.latency));
                 }
                 Event::Netstack(netstack::Event::Incoming { key, .. }) => {
                     self.incoming.push(key);

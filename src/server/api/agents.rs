@@ -35,7 +35,7 @@ pub(crate) async fn get(State(app): State<App>, me: Me, Path(id): Path<String>) 
 fn connection_info(app: &App) -> Response {
     let network = app.network();
     ok(&json!({
-        "derp_map": network.relay_map,
+        "derp_map": *app.relay_map(),
         "derp_force_websockets": network.force_websockets,
         "disable_direct_connections": network.block_direct,
         "hostname_suffix": super::info::HOSTNAME_SUFFIX,

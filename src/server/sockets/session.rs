@@ -14,14 +14,17 @@ use crate::{
     base::RegionId,
     driver::{clock, websocket::Message},
     proto::coord::{Auth, ConnId, Death, Delivery, ServerCall, ServerEvent, ServerRole, ServerSession},
-    wire::coord::{
-        drpc::RpcError,
-        tailnet::{self, CoordinateRequest},
+    wire::{
+        coord::{
+            drpc::RpcError,
+            tailnet::{self, CoordinateRequest},
+        },
+        derp::RelayMap,
     },
 };
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -62,6 +65,7 @@ pub(super) struct Session {
     engine: ServerSession,
     calls: BTreeMap<ServerCall, ConnId>,
     wake: Arc<Notify>,
+    relays: watch::Receiver<Arc<RelayMap>>,
     presence: Option<Presence>,
 }
 
@@ -91,6 +95,7 @@ impl Session {
             engine: ServerSession::new(role, clock::now()),
             calls: BTreeMap::new(),
             wake: Arc::new(Notify::new()),
+            relays: app.network().relays.watch(),
             presence: None,
         }
     }
@@ -137,6 +142,7 @@ impl Session {
                     Some(Message::Close { .. }) | None => return Ok(End::Peer),
                 },
                 () = self.wake.notified() => {}
+                Ok(()) = self.relays.changed() => self.send_relay_map(),
                 () = sleep_until(Instant::now() + due) => self.engine.handle_timeout(clock::now()),
                 () = sleep_until(pong_by.unwrap_or(ping_at)) => {
                     if pong_by.is_some() {
@@ -171,8 +177,7 @@ impl Session {
                     }
                 }
                 ServerEvent::DerpMapsWanted => {
-                    let map = tailnet::DerpMap::from(self.app.relay_map());
-                    self.engine.send_relay_map(&map);
+                    self.send_relay_map();
                 }
                 ServerEvent::Call { call, path, body } => {
                     let reply = self.answer(&path, &body).await;
@@ -184,6 +189,12 @@ impl Session {
         }
         self.deliver();
         None
+    }
+
+    /// Gives the newest relay map to those that wait for maps, now or later.
+    fn send_relay_map(&mut self) {
+        let map = tailnet::DerpMap::from(&**self.relays.borrow_and_update());
+        self.engine.send_relay_map(&map);
     }
 
     fn peer(&self) -> Uuid {

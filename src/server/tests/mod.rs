@@ -2,7 +2,7 @@
 
 mod access;
 mod life;
-mod shapes;
+mod requests;
 mod sockets;
 mod tunnel;
 
@@ -33,6 +33,7 @@ fn config(folder: &Path) -> Config {
         dev: None,
         block_direct: false,
         force_websockets: false,
+        derp_config: None,
     }
 }
 
@@ -182,10 +183,4 @@ fn handshake(token: Option<&str>) -> Vec<(String, String)> {
         headers.push((name.to_owned(), value.to_owned()));
     }
     headers
-}
-
-fn vector(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/http").join(format!("{name}.json"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).unwrap()
 }

@@ -23,6 +23,7 @@ pub fn cells() -> Vec<Cell> {
     let mut cells = vec![
         cell("resume token", resume_token),
         cell("relay map of another start", relay_map),
+        cell("relay map pushed live", relay_map_pushed),
         cell("unknown call", unknown_call),
         cell("version refused", version_refused),
     ];
@@ -124,6 +125,44 @@ fn relay_map(context: &Context) -> Outcome {
         ports.push(found);
     }
     Ok(format!("STUN ports {ports:?}"))
+}
+
+/// A running server is told that its file of relays has changed; the streams that are open say so.
+fn relay_map_pushed(context: &Context) -> Outcome {
+    let file = tempfile::NamedTempFile::new()?;
+    let regions = |numbers: &[u16]| {
+        let region = |number: &u16| {
+            let node = json!({ "Name": format!("{number}a"), "RegionID": number, "HostName": "192.0.2.1" });
+            (number.to_string(), json!({ "RegionID": number, "RegionCode": "far", "RegionName": "Far away", "Nodes": [node] }))
+        };
+        json!({ "Regions": numbers.iter().map(region).collect::<serde_json::Map<_, _>>() }).to_string()
+    };
+    std::fs::write(file.path(), regions(&[1]))?;
+    let path = file.path().to_str().context("a path of text")?;
+    let mut deployment = Deployment::ours(context, &[WORKSPACE], &["--derp-config-path", path]);
+    let agent_token = deployment.workspace(WORKSPACE).token.clone();
+    let mut ends = [client(context, &deployment.token), client(context, &agent_token)];
+    let coordinate = format!("/api/v2/workspaceagents/{}/coordinate?version=2.0", deployment.workspace(WORKSPACE).id);
+    for (end, path) in ends.iter_mut().zip([coordinate.as_str(), "/api/v2/workspaceagents/me/rpc?version=2.0"]) {
+        dial(end, &deployment.url, path);
+        end.event("dialed");
+        end.ask(&json!({ "op": "maps" }));
+    }
+    let mut counts = Vec::new();
+    for numbers in [&[1][..], &[1, 2, 3], &[]] {
+        if numbers != [1] {
+            std::fs::write(file.path(), regions(numbers))?;
+            deployment.process().signal(rustix::process::Signal::USR1);
+        }
+        for end in &mut ends {
+            let map = end.event("map");
+            let found = map["map"]["Regions"].as_object().with_context(|| format!("no regions in {map}"))?;
+            let known = numbers.iter().chain([&999]).all(|number| found.contains_key(&number.to_string()));
+            ensure!(known && found.len() == numbers.len() + 1, "regions {:?}, not {numbers:?} and 999", found.keys());
+        }
+        counts.push((numbers.len() + 1).to_string());
+    }
+    Ok(format!("{} regions, to a client and an agent", counts.join(", then ")))
 }
 
 fn unknown_call(context: &Context) -> Outcome {
