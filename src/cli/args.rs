@@ -236,6 +236,14 @@ pub(super) struct Ping {
     /// How many pings; 0 goes on until interrupted
     #[arg(short, long, default_value = "0", value_name = "COUNT")]
     pub(super) num: u64,
+    /// Begin each line with the local time
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) time: bool,
+    /// Begin each line with the time in UTC
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) utc: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,10 +9,14 @@ use super::{
 };
 use crate::{
     base::Lane,
-    driver::process::EndSignals,
+    driver::{clock, process::EndSignals},
     net::{PingError, PingKind, Pong},
 };
 use anyhow::{Context as _, bail};
+use jiff::{
+    Timestamp,
+    tz::{Offset, TimeZone},
+};
 use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
@@ -45,19 +49,20 @@ pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
 async fn pings(tunnel: &Tunnel, args: &Ping, summary: &mut Summary) -> anyhow::Result<()> {
     first(tunnel, args.timeout.max(Duration::from_secs(5))).await?;
     let mut was_direct = false;
-    let started = crate::driver::clock::now();
+    let started = clock::now();
     loop {
         summary.sent += 1;
         match tunnel.tailnet.ping(tunnel.address, PingKind::Disco, args.timeout).await {
             Ok(pong) => {
                 let direct = is_direct(&pong);
                 if direct && !was_direct && summary.sent > 1 {
-                    let after = crate::driver::clock::now() - started;
+                    let after = clock::now() - started;
                     output::line(&format!("p2p connection established in {}", rounded(after)))?;
                 }
                 was_direct |= direct;
                 summary.add(pong.latency);
-                output::line(&format!("pong from {} {} in {}", tunnel.name, way(tunnel, &pong), rounded(pong.latency)))?;
+                let (time, way) = (now_as(args), way(tunnel, &pong));
+                output::line(&format!("{time}pong from {} {way} in {}", tunnel.name, rounded(pong.latency)))?;
             }
             Err(PingError::Timeout | PingError::UnknownPeer) => {
                 output::line(&format!("ping to {:?} timed out ", tunnel.name))?;
@@ -69,6 +74,24 @@ async fn pings(tunnel: &Tunnel, args: &Ping, summary: &mut Summary) -> anyhow::R
         }
         tokio::time::sleep(args.wait).await;
     }
+}
+
+/// What a line begins with: nothing, unless the time is wanted.
+fn now_as(args: &Ping) -> String {
+    let zone = match (args.utc, args.time) {
+        (true, _) => TimeZone::UTC,
+        (false, true) => TimeZone::system(),
+        (false, false) => return String::new(),
+    };
+    let seconds = i64::try_from(clock::wall().since_unix().as_secs()).unwrap_or_default();
+    stamp(Timestamp::from_second(seconds).unwrap_or_default(), zone)
+}
+
+/// RFC 3339 to the second, in brackets.
+fn stamp(at: Timestamp, zone: TimeZone) -> String {
+    let at = at.to_zoned(zone);
+    let offset = if at.offset() == Offset::UTC { "Z".to_owned() } else { at.strftime("%:z").to_string() };
+    format!("[{}{offset}] ", at.strftime("%FT%T"))
 }
 
 /// The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
@@ -192,6 +215,13 @@ mod tests {
         }
         assert_eq!(rounded(Duration::from_micros(412)), "412µs");
         assert_eq!(rounded(Duration::from_micros(12_600)), "13ms");
+    }
+
+    #[test]
+    fn a_line_begins_with_the_time_as_rfc_3339_has_it() {
+        let at = "2026-11-22T23:16:18Z".parse().unwrap();
+        assert_eq!(stamp(at, TimeZone::UTC), "[2026-11-22T23:16:18Z] ");
+        assert_eq!(stamp(at, TimeZone::fixed(jiff::tz::offset(9))), "[2026-11-23T08:16:18+09:00] ");
     }
 
     #[test]

@@ -37,7 +37,10 @@ const PRINTED: &[Printed] = &[
 pub fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for side in Side::BOTH {
-        let (who, server) = (side.name(), Vec::from(if side == Side::Go { &GO_SERVER[..] } else { &[] }));
+        let (who, server) = match side {
+            Side::Ours => ("our", Vec::new()),
+            Side::Go => ("Go", GO_SERVER.to_vec()),
+        };
         cells
             .push(Cell::new(ROW, format!("HTTP answers of {who} server"), &server, move |c| answers(c, side)).within(CELL_LIMIT));
         let needs = [server, vec![Need::Program(Program::Coder)]].concat();
