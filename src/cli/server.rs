@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     driver::{http::Token, process::EndSignals},
-    server::{self, Running, StunAddress},
+    server::{self, Running, SshHosts, StunAddress},
 };
 use anyhow::{Context as _, bail};
 use etcetera::BaseStrategy as _;
@@ -31,6 +31,11 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         dev: if args.dev { Some(own_binary()?) } else { None },
         block_direct: args.block_direct_connections,
         force_websockets: args.derp_force_websockets,
+        ssh_hosts: SshHosts {
+            prefix: args.ssh_hostname_prefix.clone(),
+            suffix: args.workspace_hostname_suffix.clone(),
+            options: args.ssh_config_options.iter().cloned().collect(),
+        },
     };
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {

@@ -28,6 +28,7 @@ mod relay;
 mod resume;
 mod routes;
 mod sockets;
+mod ssh_hosts;
 mod start;
 mod store;
 mod stun;
@@ -38,6 +39,7 @@ mod upgrade;
 #[cfg(test)]
 mod tests;
 
+pub use ssh_hosts::SshHosts;
 pub use start::{Config, Running, StartError, StunAddress, serve};
 pub use store::OpenError;
 pub use token::NoRandomness;

@@ -5,6 +5,7 @@ use super::{
     app::{App, Network},
     dev::AgentChild,
     listen,
+    ssh_hosts::SshHosts,
     store::{OpenError, Store, StoreError},
     stun,
     time::Stamp,
@@ -64,6 +65,8 @@ pub struct Config {
     pub block_direct: bool,
     /// Nodes shall speak to the relay over WebSockets only.
     pub force_websockets: bool,
+    /// What users' SSH configurations shall hold.
+    pub ssh_hosts: SshHosts,
 }
 
 /// Why a server did not start. Each text is one line that names what to do.
@@ -233,7 +236,7 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         }
     };
     let authority = authority(&url);
-    let app = App::new(store, network, url.as_str().trim_end_matches('/').to_owned(), authority)?;
+    let app = App::new(store, network, config.ssh_hosts, url.as_str().trim_end_matches('/').to_owned(), authority)?;
     // Nothing below fails.
     if let Some(socket) = stun {
         app.spawn(stun::serve(socket, app.stopping().clone()));

@@ -7,7 +7,7 @@ mod sockets;
 mod tunnel;
 
 use super::{
-    Config, Running, StunAddress, serve,
+    Config, Running, SshHosts, StunAddress, serve,
     store::{Agent, User, Workspace},
     time::Stamp,
 };
@@ -33,6 +33,7 @@ fn config(folder: &Path) -> Config {
         dev: None,
         block_direct: false,
         force_websockets: false,
+        ssh_hosts: SshHosts::default(),
     }
 }
 

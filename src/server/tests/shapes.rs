@@ -416,6 +416,18 @@ async fn head_requests_to_the_latency_check_are_told_what_is_allowed() {
 }
 
 #[tokio::test]
+async fn the_deployments_ssh_settings_are_told_as_go_tells_them() {
+    let options = [("ForwardAgent", "yes"), ("LogLevel", "DEBUG")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let hosts = SshHosts { prefix: "acme.".into(), suffix: "acme".into(), options: options.into() };
+    let world = World::with(|config| config.ssh_hosts = hosts).await;
+    assert_eq!(world.get("/api/v2/deployment/ssh").await.json(), vector("deployment_ssh_options")["body"]);
+    let connection = world.get("/api/v2/workspaceagents/connection").await.json();
+    assert_eq!(connection["hostname_suffix"], "acme");
+    let world = World::new().await;
+    assert_eq!(world.get("/api/v2/deployment/ssh").await.json(), vector("deployment_ssh")["body"]);
+}
+
+#[tokio::test]
 async fn usage_is_noted() {
     let world = World::new().await;
     let path = format!("/api/v2/workspaces/{}", world.workspace.id);
