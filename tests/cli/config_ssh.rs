@@ -58,7 +58,8 @@ fn files_have_the_bytes_that_the_go_command_line_writes() {
     assert_eq!((mode(&home), mode(home.parent().unwrap())), (0o600, 0o700));
 
     let options = [
-        &["--yes", "--wait=no", "--disable-autostart", "-o", "ForwardAgent=yes", "-o", "LogLevel INFO", "-o", "ConnectTimeout="][..],
+        &["--yes", "--wait=no", "--disable-autostart", "-o", "ForwardAgent=yes", "-o", "LogLevel INFO", "-o", "ConnectTimeout="]
+            [..],
         &["--ssh-host-prefix", "mine.", "--hostname-suffix", "corp", "--header", "X-Foo=bar baz", "--header-command"],
         &["/bin/echo X=1"],
     ]
@@ -106,7 +107,8 @@ fn the_deployments_names_and_options_are_used() {
 fn a_second_run_changes_nothing() {
     let server = Server::start(&[]);
     let folder = tempfile::tempdir().unwrap();
-    for (name, before) in [("lf", "Host a\n\tUser b\n"), ("crlf", "Host a\r\n\tUser b\r\n"), ("none", "Host a"), ("blank", "\n")] {
+    for (name, before) in [("lf", "Host a\n\tUser b\n"), ("crlf", "Host a\r\n\tUser b\r\n"), ("none", "Host a"), ("blank", "\n")]
+    {
         let file = folder.path().join(name);
         fs::write(&file, before).unwrap();
         said(&server, &file, &["--yes"], "");

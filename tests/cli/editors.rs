@@ -4,7 +4,7 @@ use crate::{
     Lab,
     harness::{
         Server,
-        process::{LIMIT, Process, gone_within, pidfd, run, text},
+        process::{LIMIT, Process, run, text},
     },
 };
 use rustix::process::Signal;
@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// What `-v` says for each write.
@@ -81,12 +81,12 @@ fn the_rates_are_those_of_the_traffic() {
     let lab = Lab::new();
     let folder = tempfile::tempdir().unwrap();
     let file = info_file(folder.path());
-    let mut ssh = start(&lab.server, folder.path(), &["dev", "--", "cat"]);
+    let mut ssh = start(&lab.server, folder.path(), &["dev", "--", "cat; exec sleep 1000"]);
     let rates = |told: &Value| (told["upload_bytes_sec"].as_u64().unwrap(), told["download_bytes_sec"].as_u64().unwrap());
     ssh.wait_for(WRITTEN);
     let idle = wait_until(&mut ssh, &file, |told| rates(told) == (0, 0));
     // Each interval's rate and length give its bytes: together they are what was sent, and the tunnel's own on top.
-    ssh.type_in(&crate::harness::noise(SENT, 3));
+    ssh.feed(crate::harness::noise(SENT, 3));
     let (mut up, mut down) = (0.0, 0.0);
     let mut before = SystemTime::now();
     let mut told = idle;
@@ -110,7 +110,6 @@ fn the_rates_are_those_of_the_traffic() {
     for total in [up, down] {
         assert!((0.7..2.0).contains(&(total / SENT as f64)), "{up} up, {down} down");
     }
-    assert_eq!(ssh.finish(LIMIT).stdout.len(), SENT);
 }
 
 #[test]
@@ -194,9 +193,10 @@ fn the_use_of_a_workspace_is_reported_unless_that_is_turned_off() {
         if flag == "--usage-app=disable" {
             assert_eq!(used(), never);
         } else {
-            let process = pidfd(ssh.pid());
+            // Long before the agent reports its connections, which counts as use too.
+            let started = Instant::now();
             while used() == never {
-                assert!(!gone_within(&process, Duration::ZERO), "it ended without a report");
+                assert!(started.elapsed() < Duration::from_secs(10), "nothing was reported");
             }
         }
     }
@@ -208,7 +208,8 @@ fn a_stopped_workspace_is_started_unless_that_is_turned_off() {
     let workspace = workspace(&lab.server);
     let id = workspace["id"].as_str().unwrap();
     post(&lab.server, &format!("/api/v2/workspaces/{id}/builds"), r#"{"transition":"stop"}"#);
-    for arguments in [&["ssh", "--disable-autostart", "dev", "--", "true"][..], &["ssh", "--stdio", "--disable-autostart", "dev"]] {
+    for arguments in [&["ssh", "--disable-autostart", "dev", "--", "true"][..], &["ssh", "--stdio", "--disable-autostart", "dev"]]
+    {
         let out = run(lab.server.coder(arguments), b"");
         let said = text(&out.stderr);
         assert!(out.status.code() == Some(1) && said.starts_with("error: ") && said.contains("started"), "{said}");

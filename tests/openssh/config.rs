@@ -14,8 +14,16 @@ fn a_workspace_is_reached_by_the_names_of_config_ssh() {
     let _turn = crate::turn();
     let server = Server::start(&[]);
     let _agent = server.workspace("dev");
-    // Paths as they happen to be, and a stored login: OpenSSH's environment tells nothing of the deployment.
-    let folder = server.dir.path().join("my 50% $HOME folder");
+    // Paths as they happen to be.
+    for name in ["plain", "my 50% $HOME folder", "o'brien", "a\"b", "back\\slash", "tab\there"] {
+        println!("{name}");
+        reach(&server, name);
+    }
+}
+
+fn reach(server: &Server, folder: &str) {
+    // A stored login: OpenSSH's environment tells nothing of the deployment.
+    let folder = server.dir.path().join(folder);
     let login = folder.join("login");
     fs::create_dir_all(&login).unwrap();
     fs::write(login.join("url"), &server.url).unwrap();

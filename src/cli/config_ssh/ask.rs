@@ -54,9 +54,9 @@ impl Questions {
             }
         };
         let length = read.context("cannot read the answer from standard input")?;
-        if length == 0 || !Terminals::of_process().input {
+        if !self.on_stderr && (length == 0 || !Terminals::of_process().input) {
             // Nobody's Enter has ended the line.
-            output::note("");
+            output::raw("\n")?;
         }
         Ok(length > 0 && matches!(line.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
     }

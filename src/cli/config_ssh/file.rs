@@ -126,7 +126,7 @@ mod tests {
         symlink(&link, &far).unwrap();
         ConfigFile::read(&far).unwrap().replace(b"new").unwrap();
         assert_eq!((fs::read(&real).unwrap(), mode(&real)), (b"new".to_vec(), 0o640));
-        assert_eq!((fs::read_link(&link).unwrap(), fs::read_link(&far).unwrap()), ("real".into(), link.clone()));
+        assert_eq!((fs::read_link(&link).unwrap(), fs::read_link(&far).unwrap()), (PathBuf::from("real"), link));
         // A link to what is not there yet.
         let dangling = folder.path().join("dangling");
         symlink("made", &dangling).unwrap();

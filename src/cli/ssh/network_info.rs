@@ -67,6 +67,9 @@ struct Traffic {
     received: u64,
 }
 
+/// A ping on its way.
+type Asked<'a> = Pin<Box<dyn Future<Output = Result<Pong, PingError>> + 'a>>;
+
 /// Nothing.
 pub(super) enum Never {}
 
@@ -98,7 +101,7 @@ impl NetworkInfo {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = None;
         let mut last = None;
-        let mut ping: Option<Pin<Box<dyn Future<Output = Result<Pong, PingError>> + '_>>> = None;
+        let mut ping: Option<Asked<'_>> = None;
         let mut told = false;
         loop {
             ticks.tick().await;
