@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// What `-v` says for each write.
@@ -80,36 +80,43 @@ fn the_rates_are_those_of_the_traffic() {
     const SENT: usize = 8 << 20;
     let lab = Lab::new();
     let folder = tempfile::tempdir().unwrap();
-    let file = info_file(folder.path());
     let mut ssh = start(&lab.server, folder.path(), &["dev", "--", "cat; exec sleep 1000"]);
-    let rates = |told: &Value| (told["upload_bytes_sec"].as_u64().unwrap(), told["download_bytes_sec"].as_u64().unwrap());
-    ssh.wait_for(WRITTEN);
-    let idle = wait_until(&mut ssh, &file, |told| rates(told) == (0, 0));
     // Each interval's rate and length give its bytes: together they are what was sent, and the tunnel's own on top.
+    let mut before = ssh.wait_for(WRITTEN);
+    assert_eq!((rate(&before, "upload"), rate(&before, "download")), (0.0, 0.0), "{before}");
     ssh.feed(crate::harness::noise(SENT, 3));
     let (mut up, mut down) = (0.0, 0.0);
-    let mut before = SystemTime::now();
-    let mut told = idle;
     loop {
-        ssh.wait_for(WRITTEN);
-        let at = fs::metadata(&file).unwrap().modified().unwrap();
-        let seconds = at.duration_since(before).unwrap_or_default().as_secs_f64();
-        if seconds == 0.0 {
-            continue;
-        }
-        before = at;
-        let was_busy = rates(&told) != (0, 0);
-        told = read(&file);
-        let (sent, received) = rates(&told);
-        (up, down) = (up + sent as f64 * seconds, down + received as f64 * seconds);
-        if was_busy && (sent, received) == (0, 0) && down > SENT as f64 / 2.0 {
+        let line = ssh.wait_for(WRITTEN);
+        let seconds = second_of_day(&line) - second_of_day(&before);
+        let seconds = if seconds < 0.0 { seconds + 86_400.0 } else { seconds };
+        let (sent, received) = (rate(&line, "upload"), rate(&line, "download"));
+        (up, down) = (up + sent * seconds, down + received * seconds);
+        before = line;
+        if (sent, received) == (0.0, 0.0) && down > SENT as f64 / 2.0 {
             break;
         }
     }
-    // The moments of counting and of writing lie a little apart.
+    // The moments of counting and of telling lie a little apart.
     for total in [up, down] {
         assert!((0.7..2.0).contains(&(total / SENT as f64)), "{up} up, {down} down");
     }
+    // The tunnel is idle now, and the file says what the lines say.
+    let told = read(&info_file(folder.path()));
+    assert_eq!((&told["upload_bytes_sec"], &told["download_bytes_sec"]), (&0.into(), &0.into()));
+}
+
+/// A rate of the line that is logged for each write.
+fn rate(line: &str, direction: &str) -> f64 {
+    let key = format!("{direction}_bytes_sec=");
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(&key));
+    value.unwrap_or_else(|| panic!("no {key} in {line}")).parse().unwrap()
+}
+
+/// When a line was logged: `2026-01-02 03:04:05.678 …`
+fn second_of_day(line: &str) -> f64 {
+    let clock = line.split_whitespace().nth(1).unwrap();
+    clock.split(':').fold(0.0, |seconds, part| seconds * 60.0 + part.parse::<f64>().unwrap())
 }
 
 #[test]

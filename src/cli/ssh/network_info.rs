@@ -122,7 +122,8 @@ impl NetworkInfo {
             match write(&self.file, &content) {
                 Ok(()) => {
                     told = false;
-                    tracing::debug!(p2p = content.p2p, latency_ms = content.latency, "network information written");
+                    let Content { p2p, latency, upload_bytes_sec, download_bytes_sec, .. } = content;
+                    tracing::debug!(p2p, latency, upload_bytes_sec, download_bytes_sec, "network information written");
                 }
                 Err(error) if !told => {
                     told = true;
