@@ -1,5 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
+use super::config_ssh::{ConfigSsh, split_option};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
@@ -28,7 +29,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 }
 
 /// Reads a boolean as Go's `ParseBool` does.
-fn go_bool(text: &str) -> Result<bool, String> {
+pub(super) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),
@@ -129,6 +130,11 @@ pub(super) enum Command {
     Users(Users),
     /// Open a shell in a workspace or run a command there
     Ssh(Ssh),
+    /// Let OpenSSH and editors reach your workspaces by name
+    ConfigSsh(ConfigSsh),
+    /// Ask about Coder Connect
+    #[command(hide = true)]
+    Connect(Connect),
     /// Measure the way to a workspace
     Ping(Ping),
     /// Measure how fast data goes to or from a workspace
@@ -221,6 +227,76 @@ pub(super) struct Ssh {
     /// Suffix that is cut from the workspace argument, without its dot
     #[arg(long, env = "CODER_SSH_HOSTNAME_SUFFIX", value_name = "SUFFIX")]
     pub(super) hostname_suffix: Option<String>,
+    /// Whether to wait for the workspace's startup scripts; auto waits for those that ask for it
+    #[arg(long, env = "CODER_SSH_WAIT", value_enum, default_value = "auto")]
+    pub(super) wait: Wait,
+    /// The same as --wait=no
+    #[arg(long, env = "CODER_SSH_NO_WAIT", hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) no_wait: bool,
+    /// Do not start a stopped workspace
+    #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) disable_autostart: bool,
+    /// Folder for a file that tells every few seconds how the connection is: for editors
+    #[arg(long, value_name = "DIR")]
+    pub(super) network_info_dir: Option<PathBuf>,
+    /// Time between two writes of that file
+    #[arg(long, default_value = "5s", value_parser = interval, value_name = "DURATION")]
+    pub(super) network_info_interval: Duration,
+    /// Existing folder for a log file of this connection
+    #[arg(short, long, env = "CODER_SSH_LOG_DIR", value_name = "DIR")]
+    pub(super) log_dir: Option<PathBuf>,
+    /// What the use of the workspace is reported as: ssh, vscode, jetbrains; disable reports nothing
+    #[arg(long, env = "CODER_SSH_USAGE_APP", default_value = "ssh", value_name = "APP", hide = true)]
+    pub(super) usage_app: String,
+}
+
+/// Whether a session waits for the startup scripts of its workspace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Wait {
+    /// Always
+    Yes,
+    /// Never
+    No,
+    /// For scripts that ask for it
+    #[default]
+    Auto,
+}
+
+impl Wait {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Auto => "auto",
+        }
+    }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        [Self::Yes, Self::No, Self::Auto].into_iter().find(|wait| wait.name() == name)
+    }
+}
+
+/// How often a file may be written: more would load the disk and tell nobody more.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = go_duration(text)?;
+    if interval < Duration::from_millis(100) { Err("it has to be 100ms at least".to_owned()) } else { Ok(interval) }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connect {
+    #[command(subcommand)]
+    pub(super) command: ConnectCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConnectCommand {
+    /// End with status 0 if Coder Connect serves a host name on this machine, else with 1; print nothing
+    Exists {
+        /// The host name
+        host: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -358,9 +434,33 @@ pub(super) struct Server {
     /// File with more relays, a relay map in JSON; SIGUSR1 makes the server read it again
     #[arg(long, env = "CODER_DERP_CONFIG_PATH", value_name = "FILE")]
     pub(super) derp_config_path: Option<PathBuf>,
+    /// Prefix of the workspaces' names for OpenSSH
+    #[arg(long, env = "CODER_SSH_HOSTNAME_PREFIX", default_value = "coder.", value_name = "PREFIX", value_parser = part_of_host)]
+    pub(super) ssh_hostname_prefix: String,
+    /// Suffix of the workspaces' names for OpenSSH, without its dot
+    #[arg(long, env = "CODER_WORKSPACE_HOSTNAME_SUFFIX", default_value = "coder", value_name = "SUFFIX", value_parser = suffix)]
+    pub(super) workspace_hostname_suffix: String,
+    /// Options of OpenSSH for every workspace, KEY=VALUE or "KEY VALUE"; one or several
+    #[arg(long, env = "CODER_SSH_CONFIG_OPTIONS", value_name = "OPTIONS", value_delimiter = ',', value_parser = ssh_option)]
+    pub(super) ssh_config_options: Vec<(String, String)>,
     /// On loopback, with a workspace named dev whose agent runs beside the server
     #[arg(long)]
     pub(super) dev: bool,
+}
+
+fn ssh_option(text: &str) -> Result<(String, String), String> {
+    split_option(text).map(|(key, value)| (key.to_owned(), value.to_owned()))
+}
+
+/// What may stand in a host name that goes to a shell.
+pub(super) fn part_of_host(text: &str) -> Result<String, String> {
+    let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) && !text.starts_with('-');
+    if fits { Ok(text.to_owned()) } else { Err("it may hold letters, digits, dots, dashes and underscores".to_owned()) }
+}
+
+/// The same for what stands behind a dot.
+pub(super) fn suffix(text: &str) -> Result<String, String> {
+    if text.starts_with('.') { Err("write it without its dot".to_owned()) } else { part_of_host(text) }
 }
 
 #[derive(Debug, Args)]
@@ -451,6 +551,36 @@ mod tests {
             ("coder speedtest -c latency dev", "latency"),
             ("coder speedtest -o xml dev", "xml"),
             ("coder speedtest", "<WORKSPACE>"),
+        ] {
+            let said = explain(&parse(line).unwrap_err());
+            assert!(said.contains(named), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_command_lines_of_editors_are_read() {
+        let line = "coder --global-config /d --header-command c ssh --disable-autostart --stdio --usage-app=vscode \
+                    --network-info-dir /n --log-dir /l -v --ssh-host-prefix coder-vscode.h-- coder-vscode.h--admin--dev.main";
+        let Command::Ssh(ssh) = parse(line).unwrap().command else { panic!("not ssh") };
+        assert!(ssh.stdio && ssh.disable_autostart && !ssh.no_wait && ssh.wait == Wait::Auto);
+        assert_eq!((ssh.usage_app.as_str(), ssh.network_info_interval), ("vscode", Duration::from_secs(5)));
+        assert_eq!((ssh.network_info_dir, ssh.log_dir), (Some("/n".into()), Some("/l".into())));
+        let line = "coder --global-config /d --url http://h ssh --stdio --disable-autostart --log-dir /l --usage-app=jetbrains \
+                    --ssh-host-prefix coder-jetbrains-h-- coder-jetbrains-h--admin--dev";
+        assert!(matches!(parse(line).unwrap().command, Command::Ssh(ssh) if ssh.usage_app == "jetbrains"));
+        let line = "coder ssh --stdio --wait=no --disable-autostart=true --hostname-suffix coder dev.coder";
+        assert!(matches!(parse(line).unwrap().command, Command::Ssh(ssh) if ssh.wait == Wait::No && ssh.disable_autostart));
+        assert!(matches!(parse("coder connect exists dev.coder").unwrap().command, Command::Connect(_)));
+        for (line, named) in [
+            ("coder ssh --network-info-interval 5 dev", "missing unit"),
+            ("coder ssh --network-info-interval 0 dev", "100ms"),
+            ("coder ssh --wait maybe dev", "maybe"),
+            ("coder config-ssh --coder-binary-path bin/coder", "absolute"),
+            ("coder config-ssh -o Foo", "KEY=VALUE"),
+            ("coder config-ssh --ssh-host-prefix a;b", "letters"),
+            ("coder config-ssh --hostname-suffix .coder", "without its dot"),
+            ("coder server --workspace-hostname-suffix .x", "without its dot"),
+            ("coder server --ssh-config-options A=b,C", "KEY=VALUE"),
         ] {
             let said = explain(&parse(line).unwrap_err());
             assert!(said.contains(named), "{line}: {said}");

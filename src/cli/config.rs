@@ -24,6 +24,11 @@ impl ConfigDir {
         Ok(Self(strategy.config_dir().join("coderv2")))
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
         let path = self.0.join(name);
         match fs::read_to_string(&path) {

@@ -6,37 +6,47 @@
 use super::{
     deployment::{Deployment, explain},
     output,
+    ready::{self, Readiness},
     target::Target,
 };
 use crate::{
     base::{RegionId, agent_addresses},
-    client::{Agent, AgentStatus, Client, Lifecycle, Transition, Workspace},
-    driver::{
-        clock,
-        control::{Control, ControlRole},
-    },
+    client::Client,
+    driver::control::{Control, ControlRole},
     net::{Config, Counters, DialError, Stream, Tailnet},
     wire::derp::RelayMap,
 };
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use std::{
     net::{Ipv6Addr, SocketAddrV6},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
+use uuid::Uuid;
 
 /// The agent's SSH server.
 pub(super) const SSH_PORT: u16 = 1;
 /// The agent's speed test server.
 pub(super) const SPEEDTEST_PORT: u16 = 3;
-/// How long an agent that the server does not hear from is waited for.
-const AGENT_LIMIT: Duration = Duration::from_secs(30);
-/// Pause between two questions for the agent's state.
-const AGENT_POLL: Duration = Duration::from_millis(250);
 /// How long the tunnel and the first answer through it may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
 /// After this time a person is told what is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two reports that a workspace is in use.
+const USAGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What a command wants of its tunnel.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    /// Direct paths are allowed.
+    pub(super) direct: bool,
+    /// Gets every packet of the tunnel.
+    pub(super) capture: Option<mpsc::Sender<Vec<u8>>>,
+    /// As what the use of the workspace is reported, if at all.
+    pub(super) usage: Option<&'static str>,
+    /// What is done about a workspace that is not ready.
+    pub(super) readiness: Readiness,
+}
 
 /// A node that has a tunnel to one agent, or will have it.
 #[derive(Debug)]
@@ -50,6 +60,7 @@ pub(super) struct Tunnel {
     /// Whether the command line and the deployment allow direct paths.
     pub(super) direct: bool,
     control: Control,
+    _usage: Option<UsageReports>,
 }
 
 impl Tunnel {
@@ -57,32 +68,10 @@ impl Tunnel {
     ///
     /// # Errors
     /// When there is no such workspace or agent, or it does not come up in time.
-    pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<Self> {
-        Self::open_captured(deployment, target, direct, None).await
-    }
-
-    /// The same, with every packet of the tunnel handed to `capture`.
-    ///
-    /// # Errors
-    /// As [`Tunnel::open`].
-    pub(super) async fn open_captured(
-        deployment: &Deployment,
-        target: &Target,
-        direct: bool,
-        capture: Option<mpsc::Sender<Vec<u8>>>,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn open(deployment: &Deployment, target: &Target, wishes: Wishes) -> anyhow::Result<Self> {
+        let Wishes { direct, capture, usage, readiness } = wishes;
         let client = &deployment.client;
-        let lookup = async {
-            let workspace = client.workspace(&target.owner, &target.workspace).await.map_err(|e| match e.status() {
-                Some(400 | 404) => {
-                    anyhow!("there is no workspace {:?} of {:?} that you may see: {e}", target.workspace, target.owner)
-                }
-                _ => explain(e),
-            })?;
-            let agent = pick_agent(&workspace, target.agent.as_deref())?.clone();
-            wait_for_agent(client, &workspace, &agent).await?;
-            Ok::<_, anyhow::Error>((workspace, agent))
-        };
+        let lookup = ready::agent(client, target, readiness);
         let connection = async { client.connection().await.map_err(explain) };
         let ((workspace, agent), connection) = tokio::try_join!(lookup, connection)?;
 
@@ -102,9 +91,9 @@ impl Tunnel {
             ..Config::client(http)?
         })
         .context("cannot open the network of this process")?;
-        report_usage(client.clone(), &workspace, &agent);
+        let usage = usage.map(|app| UsageReports::start(client.clone(), workspace.id, agent.id, app));
         let [address, _] = agent_addresses(agent.id);
-        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, control })
+        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, control, _usage: usage })
     }
 
     /// Connects to a port of the agent.
@@ -181,106 +170,25 @@ pub(super) fn log_counters(counters: &Counters) {
     }
 }
 
-/// The agent of that name, or the only one.
-fn pick_agent<'a>(workspace: &'a Workspace, name: Option<&str>) -> anyhow::Result<&'a Agent> {
-    if workspace.latest_build.transition != Transition::Start || workspace.latest_build.status == "stopped" {
-        bail!("workspace {:?} is {}: it must be started first", workspace.name, workspace.latest_build.status);
-    }
-    let agents: Vec<_> = workspace.agents().collect();
-    let names = || agents.iter().map(|a| a.name.as_str()).collect::<Vec<_>>().join(" ");
-    match (name, agents.as_slice()) {
-        (Some(name), agents) => {
-            let found = agents.iter().find(|a| a.name.eq_ignore_ascii_case(name));
-            found.copied().with_context(|| format!("agent not found by name {name:?}, available agents: [{}]", names()))
-        }
-        (None, [agent]) => Ok(agent),
-        (None, []) => bail!("workspace {:?} has no agents", workspace.name),
-        (None, _) => bail!("multiple agents found, please specify the agent name, available agents: [{}]", names()),
-    }
-}
+/// Tells the server that the workspace is in use, now and every minute, until this is dropped.
+#[derive(Debug)]
+struct UsageReports(JoinHandle<()>);
 
-/// Waits until the server hears from the agent.
-async fn wait_for_agent(client: &Client, workspace: &Workspace, agent: &Agent) -> anyhow::Result<()> {
-    let mut agent = agent.clone();
-    let end = clock::now() + AGENT_LIMIT;
-    let mut told = false;
-    loop {
-        match agent.lifecycle_state {
-            Lifecycle::ShuttingDown | Lifecycle::ShutdownTimeout | Lifecycle::ShutdownError | Lifecycle::Off
-                if agent.status == AgentStatus::Connected =>
-            {
-                bail!("the agent of workspace {:?} is shutting down", workspace.name)
-            }
-            _ => {}
-        }
-        if agent.status == AgentStatus::Connected {
-            return Ok(());
-        }
-        if clock::now() >= end {
-            let limit = AGENT_LIMIT.as_secs();
-            match agent.status {
-                AgentStatus::Disconnected => {
-                    bail!(
-                        "the agent of workspace {:?} lost its connection to the server and did not come back within {limit} s: \
-                           start it again",
-                        workspace.name
-                    )
+impl UsageReports {
+    fn start(client: Client, workspace: Uuid, agent: Uuid, app: &'static str) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                if let Err(error) = client.report_usage(workspace, agent, app).await {
+                    tracing::debug!(%error, "the use of the workspace was not reported");
                 }
-                _ => bail!(
-                    "the agent of workspace {:?} did not connect to the server within {limit} s: start it with the line \
-                            that 'coder create' printed",
-                    workspace.name
-                ),
+                tokio::time::sleep(USAGE_INTERVAL).await;
             }
-        }
-        if !told {
-            told = true;
-            output::note(&format!("Waiting for the agent of workspace {} to connect …", workspace.name));
-        }
-        tokio::time::sleep(AGENT_POLL).await;
-        agent = client.agent(agent.id).await.map_err(explain)?;
+        }))
     }
 }
 
-/// Tells the server that the workspace is in use, beside everything else.
-fn report_usage(client: Client, workspace: &Workspace, agent: &Agent) {
-    let (workspace, agent) = (workspace.id, agent.id);
-    tokio::spawn(async move {
-        if let Err(error) = client.report_usage(workspace, agent, "ssh").await {
-            tracing::debug!(%error, "the use of the workspace was not reported");
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workspace(agents: &[&str]) -> Workspace {
-        let vector: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/vectors/http/workspace_by_owner_and_name.json")).unwrap();
-        let mut workspace: Workspace = serde_json::from_value(vector["body"].clone()).unwrap();
-        let resource = &mut workspace.latest_build.resources[0];
-        let agent = resource.agents.pop().unwrap();
-        resource.agents = agents.iter().map(|name| Agent { name: (*name).into(), ..agent.clone() }).collect();
-        workspace
-    }
-
-    #[test]
-    fn the_only_agent_is_taken_and_several_must_be_named() {
-        let text = |r: anyhow::Result<&Agent>| r.map(|a| a.name.clone()).map_err(|e| e.to_string());
-        assert_eq!(text(pick_agent(&workspace(&["main"]), None)), Ok("main".into()));
-        assert_eq!(text(pick_agent(&workspace(&["main", "side"]), Some("SIDE"))), Ok("side".into()));
-        let many = "multiple agents found, please specify the agent name, available agents: [main side]";
-        assert_eq!(text(pick_agent(&workspace(&["main", "side"]), None)), Err(many.into()));
-        let none = "agent not found by name \"x\", available agents: [main]";
-        assert_eq!(text(pick_agent(&workspace(&["main"]), Some("x"))), Err(none.into()));
-    }
-
-    #[test]
-    fn a_stopped_workspace_is_not_dialled() {
-        let mut stopped = workspace(&["main"]);
-        stopped.latest_build.transition = Transition::Stop;
-        assert!(pick_agent(&stopped, None).unwrap_err().to_string().contains("must be started"));
+impl Drop for UsageReports {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

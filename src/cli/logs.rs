@@ -1,25 +1,29 @@
-//! Log lines on standard error, in the shape that support staff know: `DATE TIME [info]  target: text  key=value`.
+//! Log lines on standard error or in a file, in the shape that support staff know: `DATE TIME [info]  target: text  key=value`.
 
 use crate::driver::clock;
-use std::fmt;
+use std::{fmt, fs::File, sync::Mutex};
 use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
     registry::LookupSpan,
 };
 
 /// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
 pub(super) fn start(level: LevelFilter) {
+    start_with(level, std::io::stderr);
+}
+
+/// The same to a file.
+pub(super) fn start_in(file: File, level: LevelFilter) {
+    start_with(level, Mutex::new(file));
+}
+
+fn start_with(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.min(level).into())
         .parse_lossy(format!("tailnet={level}"));
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .event_format(Line)
-        .try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).event_format(Line).try_init();
 }
 
 /// The level of `-v`.

@@ -2,7 +2,9 @@
 
 mod agent;
 mod args;
+mod coder_connect;
 mod config;
+mod config_ssh;
 mod connect;
 mod create;
 mod deployment;
@@ -12,6 +14,7 @@ mod logs;
 mod output;
 mod ping;
 mod quickstart;
+mod ready;
 mod server;
 mod speedtest;
 mod ssh;
@@ -58,6 +61,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
+        Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
+        Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
         Command::Agent(args) => agent::run(global, args),

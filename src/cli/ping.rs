@@ -2,7 +2,7 @@
 
 use super::{
     args::{Global, Ping},
-    connect::Tunnel,
+    connect::{Tunnel, Wishes},
     deployment::Deployment,
     logs, output,
     target::{HostNames, Target},
@@ -27,9 +27,10 @@ pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
     super::on_one_thread(async {
         let deployment = Deployment::open(global).await?;
         let target = Target::parse(&args.workspace, &HostNames::default());
+        let wishes = Wishes { direct: !global.disable_direct_connections, ..Wishes::default() };
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let tunnel = tokio::select! {
-            tunnel = Tunnel::open(&deployment, &target, !global.disable_direct_connections) => tunnel?,
+            tunnel = Tunnel::open(&deployment, &target, wishes) => tunnel?,
             _ = signals.next() => return Ok(1),
         };
         let mut summary = Summary::default();

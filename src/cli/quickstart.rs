@@ -2,7 +2,7 @@
 
 use super::{
     args::{Global, Quickstart},
-    connect::{SSH_PORT, Tunnel},
+    connect::{SSH_PORT, Tunnel, Wishes},
     deployment::Deployment,
     logs,
     output::{self, quote},
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     driver::{clock, process::EndSignals, terminal::Terminals},
     net::{PathState, PingKind},
-    server::{Config, Running, StunAddress},
+    server::{Config, Running, SshHosts, StunAddress},
 };
 use anyhow::{Context as _, bail};
 use std::{
@@ -38,6 +38,7 @@ pub(super) fn run(global: &Global, args: &Quickstart) -> anyhow::Result<u8> {
         block_direct: false,
         force_websockets: false,
         derp_config: None,
+        ssh_hosts: SshHosts::default(),
     };
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
@@ -78,7 +79,7 @@ async fn use_it(running: &Running, login: std::path::PathBuf, global: &Global, c
 async fn show(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
     let started = clock::now();
     // On one machine the direct path is often proven before a byte has left by relay: at first it is not looked for.
-    let tunnel = Tunnel::open(deployment, target, false).await?;
+    let tunnel = Tunnel::open(deployment, target, Wishes::default()).await?;
     let stream = tunnel.dial(SSH_PORT).await?;
     output::line(&format!("by relay after {}", rounded(clock::now() - started)))?;
     if direct {

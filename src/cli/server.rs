@@ -11,7 +11,7 @@ use crate::{
         http::Token,
         process::{EndSignals, ReloadSignal},
     },
-    server::{self, Running, StunAddress},
+    server::{self, Running, SshHosts, StunAddress},
 };
 use anyhow::{Context as _, bail};
 use etcetera::BaseStrategy as _;
@@ -35,6 +35,11 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         block_direct: args.block_direct_connections,
         force_websockets: args.derp_force_websockets,
         derp_config: args.derp_config_path.clone(),
+        ssh_hosts: SshHosts {
+            prefix: args.ssh_hostname_prefix.clone(),
+            suffix: args.workspace_hostname_suffix.clone(),
+            options: args.ssh_config_options.iter().cloned().collect(),
+        },
     };
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {

@@ -8,7 +8,10 @@ use serde_json::json;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
-pub use types::{Agent, AgentStatus, Build, Connection, Lifecycle, NewUser, NewWorkspace, Resource, Transition, User, Workspace};
+pub use types::{
+    Agent, AgentStatus, Build, Connection, Lifecycle, NewUser, NewWorkspace, Resource, Script, SshConfig, Transition, User,
+    Workspace,
+};
 
 /// The REST interface of one server as one user sees it.
 #[derive(Debug, Clone)]
@@ -96,6 +99,26 @@ impl Client {
         }
         let list: List = self.http.get_json(&format!("/api/v2/workspaces?q={}", encode(query))).await?;
         Ok(list.workspaces)
+    }
+
+    /// Starts a stopped workspace with the parameters of its last build. `version` chooses a version of its template.
+    ///
+    /// # Errors
+    /// Status 409 when a build is under way already, 403 when the last build's version may not be used any more.
+    pub async fn start_workspace(&self, id: Uuid, version: Option<Uuid>) -> Result<(), HttpError> {
+        let mut body = json!({ "transition": "start", "reason": "ssh_connection" });
+        if let (Some(version), Some(body)) = (version, body.as_object_mut()) {
+            body.insert("template_version_id".to_owned(), json!(version));
+        }
+        self.http.call(Method::Post, &format!("/api/v2/workspaces/{id}/builds"), Some(&body)).await.map(drop)
+    }
+
+    /// What the deployment wants in its users' SSH configurations.
+    ///
+    /// # Errors
+    /// Status 404 from an old server, which wants nothing.
+    pub async fn ssh_config(&self) -> Result<SshConfig, HttpError> {
+        self.http.get_json("/api/v2/deployment/ssh").await
     }
 
     /// Makes a workspace with one agent. Only our own server has this call: a Go server makes workspaces from templates.

@@ -2,6 +2,7 @@
 
 use crate::{driver::http::Token, wire::derp::RelayMap};
 use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A user.
@@ -25,6 +26,9 @@ pub struct Workspace {
     /// The template it was made from; empty on our own server
     #[serde(default)]
     pub template_name: String,
+    /// The version of the template that is in use now
+    #[serde(default)]
+    pub template_active_version_id: Option<Uuid>,
     /// The newest build
     pub latest_build: Build,
     /// Whether its agents are well
@@ -104,6 +108,17 @@ pub struct Agent {
     pub status: AgentStatus,
     /// How far its start-up is
     pub lifecycle_state: Lifecycle,
+    /// What it runs at its start and end
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub scripts: Vec<Script>,
+}
+
+/// A script of an agent.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Script {
+    /// Users shall wait for its end before they log in
+    #[serde(default)]
+    pub start_blocks_login: bool,
 }
 
 /// Whether the server hears from an agent.
@@ -163,6 +178,20 @@ pub struct Connection {
     pub disable_direct_connections: bool,
 }
 
+/// What a deployment wants in its users' SSH configurations.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct SshConfig {
+    /// In front of a workspace's name
+    #[serde(default)]
+    pub hostname_prefix: String,
+    /// Behind a workspace's name and a dot; empty on old servers
+    #[serde(default)]
+    pub hostname_suffix: String,
+    /// Options of OpenSSH by their names
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub ssh_config_options: BTreeMap<String, String>,
+}
+
 /// A workspace that was just made.
 #[derive(Debug, Deserialize)]
 pub struct NewWorkspace {
@@ -211,6 +240,9 @@ mod tests {
         assert_eq!(workspace.latest_build.transition, Transition::Start);
         let connection: Connection = body(include_str!("../../tests/vectors/http/workspace_agent_connection.json"));
         assert!(!connection.derp_force_websockets && !connection.disable_direct_connections);
+        let ssh: SshConfig = body(include_str!("../../tests/vectors/http/deployment_ssh_options.json"));
+        assert_eq!((ssh.hostname_prefix.as_str(), ssh.hostname_suffix.as_str()), ("acme.", "acme"));
+        assert_eq!(ssh.ssh_config_options["LogLevel"], "DEBUG");
         let user: User = body(include_str!("../../tests/vectors/http/users_me.json"));
         assert_eq!(user.username, "admin");
     }

@@ -33,16 +33,28 @@ pub async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
         Ok(None) => tracing::debug!("the DNS servers do not know a name; asking the platform"),
         Err(_) => tracing::debug!("the DNS servers did not answer; asking the platform"),
     }
+    let out = ask_platform(bare, LIMIT).await?;
+    if out.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(out)
+}
+
+/// What the platform's own resolver says to a name, at most `limit` long.
+///
+/// # Errors
+/// When it does not know the name or does not answer in time.
+///
+/// # Cancel safety
+/// Dropping the future ends the wait; the resolver's thread goes on until it has its answer.
+pub async fn ask_platform(host: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "name resolution took too long");
-    let found = tokio::time::timeout(LIMIT, tokio::net::lookup_host((bare, 0))).await.map_err(late)??;
+    let found = tokio::time::timeout(limit, tokio::net::lookup_host((host, 0))).await.map_err(late)??;
     let mut out = Vec::new();
     for address in found {
         if !out.contains(&address.ip()) {
             out.push(address.ip());
         }
-    }
-    if out.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     }
     Ok(out)
 }

@@ -2,7 +2,8 @@
 
 use super::token::{NoRandomness, seed};
 use super::{
-    coordination::Coordination, listen, live::Agents, places::Places, relays::Relays, resume::ResumeTokens, store::Store,
+    coordination::Coordination, listen, live::Agents, places::Places, relays::Relays, resume::ResumeTokens, ssh_hosts::SshHosts,
+    store::Store,
 };
 use crate::{
     base::{NodeSecret, RegionId, Rng},
@@ -45,6 +46,7 @@ pub(crate) struct App(Arc<Inner>);
 struct Inner {
     store: Store,
     network: Network,
+    ssh_hosts: SshHosts,
     access_url: String,
     authority: String,
     agents: Agents,
@@ -62,12 +64,19 @@ impl App {
     ///
     /// # Errors
     /// When the system gives no randomness.
-    pub(crate) fn new(store: Store, network: Network, access_url: String, authority: String) -> Result<Self, NoRandomness> {
+    pub(crate) fn new(
+        store: Store,
+        network: Network,
+        ssh_hosts: SshHosts,
+        access_url: String,
+        authority: String,
+    ) -> Result<Self, NoRandomness> {
         let mut rng = Rng::from_seed(seed()?);
         let (changes, _) = broadcast::channel(CHANGES);
         Ok(Self(Arc::new(Inner {
             store,
             network,
+            ssh_hosts,
             access_url,
             authority,
             agents: Agents::default(),
@@ -89,6 +98,11 @@ impl App {
     /// How nodes shall find each other.
     pub(crate) fn network(&self) -> &Network {
         &self.0.network
+    }
+
+    /// What users' SSH configurations shall hold.
+    pub(crate) fn ssh_hosts(&self) -> &SshHosts {
+        &self.0.ssh_hosts
     }
 
     /// The relay map as users get it.

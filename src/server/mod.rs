@@ -29,6 +29,7 @@ mod relays;
 mod resume;
 mod routes;
 mod sockets;
+mod ssh_hosts;
 mod start;
 mod store;
 mod stun;
@@ -40,6 +41,7 @@ mod upgrade;
 mod tests;
 
 pub use relays::RelayFileError;
+pub use ssh_hosts::SshHosts;
 pub use start::{Config, Running, StartError, StunAddress, serve};
 pub use store::OpenError;
 pub use token::NoRandomness;

@@ -6,6 +6,7 @@ use super::{
     dev::AgentChild,
     listen,
     relays::{RelayFileError, Relays},
+    ssh_hosts::SshHosts,
     store::{OpenError, Store, StoreError},
     stun,
     time::Stamp,
@@ -57,6 +58,8 @@ pub struct Config {
     pub force_websockets: bool,
     /// A file with more relays, a relay map in JSON.
     pub derp_config: Option<PathBuf>,
+    /// What users' SSH configurations shall hold.
+    pub ssh_hosts: SshHosts,
 }
 
 /// Why a server did not start. Each text is one line that names what to do.
@@ -237,7 +240,7 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         }
     };
     let authority = authority(&url);
-    let app = App::new(store, network, url.as_str().trim_end_matches('/').to_owned(), authority)?;
+    let app = App::new(store, network, config.ssh_hosts, url.as_str().trim_end_matches('/').to_owned(), authority)?;
     // Nothing below fails.
     if let Some(socket) = stun {
         app.spawn(stun::serve(socket, app.stopping().clone()));

@@ -37,12 +37,13 @@ fn names(line: &str, words: &[&str]) {
     }
 }
 
-const USES: [&[&str]; 6] = [
+const USES: [&[&str]; 7] = [
     &["ssh", "dev", "--", "true"],
     &["ssh", "--stdio", "dev"],
     &["ping", "dev", "-n", "1"],
     &["speedtest", "dev"],
     &["list"],
+    &["config-ssh", "--yes"],
     &["create", "x"],
 ];
 
@@ -180,5 +181,10 @@ fn a_command_line_that_cannot_be_read_is_told() {
     names(&error(command(&["speedtest", "dev", "--direction", "both"]), SOON), &["both", "up", "down"]);
     names(&error(command(&["speedtest", "dev", "-c", "Speed"]), SOON), &["Speed", "throughput"]);
     names(&error(command(&["speedtest"]), SOON), &["WORKSPACE"]);
+    names(&error(command(&["ssh", "--network-info-interval", "5", "dev"]), SOON), &["missing unit"]);
+    names(&error(command(&["config-ssh", "--wait", "maybe"]), SOON), &["maybe", "auto"]);
+    names(&error(command(&["config-ssh", "--wait=no", "--skip-proxy-command"]), SOON), &["--wait", "--skip-proxy-command"]);
+    names(&error(command(&["config-ssh", "-o", "Foo"]), SOON), &["Foo", "KEY=VALUE"]);
+    names(&error(command(&["config-ssh", "--coder-binary-path", "bin/coder"]), SOON), &["absolute"]);
     names(&error(command(&["server", "--http-address", "nowhere"]), SOON), &["--http-address"]);
 }

@@ -9,6 +9,8 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
+mod config_ssh;
+mod editors;
 mod errors;
 mod first;
 #[path = "../harness/mod.rs"]

@@ -33,6 +33,15 @@ fn blocked_direct_connections_and_forced_websockets_are_told_as_the_go_server_do
 }
 
 #[test]
+fn the_deployments_ssh_settings_are_told_as_the_go_server_does() {
+    let options = "ForwardAgent=yes,LogLevel=DEBUG";
+    let flags = ["--ssh-hostname-prefix", "acme.", "--workspace-hostname-suffix", "acme", "--ssh-config-options", options];
+    let (_server, world, _agent) = world(&flags);
+    let (name, slack) = DIFFERENT[2];
+    assert_eq!(world.difference(name, slack), [""; 0]);
+}
+
+#[test]
 fn each_vector_is_asked_or_has_a_reason_not_to_be() {
     assert_eq!(unlisted(), [""; 0]);
 }

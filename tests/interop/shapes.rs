@@ -11,7 +11,7 @@ use crate::{
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, ensure};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ROW: &str = "shapes";
 const CELL_LIMIT: Duration = Duration::from_secs(300);
@@ -46,6 +46,7 @@ pub fn cells() -> Vec<Cell> {
         let needs = [server, vec![Need::Program(Program::Coder)]].concat();
         cells.push(Cell::new(ROW, format!("output of {who} CLI"), &needs, move |c| printed(c, side)).within(CELL_LIMIT));
     }
+    cells.push(Cell::new(ROW, "config-ssh of both CLIs, byte for byte", &[Need::Program(Program::Coder)], config_ssh));
     cells
 }
 
@@ -80,8 +81,58 @@ fn printed(context: &Context, side: Side) -> Outcome {
         let ours = text(&succeeded(&deployment, side, args)?);
         found.extend(compare(&ours, &output::section(vector, "stdout")).into_iter().map(|line| format!("{vector}: {line}")));
     }
+    found.extend(network_info(&deployment, side)?);
     ensure!(found.is_empty(), "{}", found.join("; "));
-    Ok(format!("{} outputs alike", PRINTED.len()))
+    Ok(format!("{} outputs and the network-info file alike", PRINTED.len()))
+}
+
+/// The file that editors read, as it is first written.
+fn network_info(deployment: &Deployment, side: Side) -> anyhow::Result<Vec<String>> {
+    let dir = deployment.dir().join("network-info");
+    let dir_text = dir.to_str().context("a path of text")?;
+    let args = ["ssh", "--stdio", "--usage-app=vscode", "--network-info-dir", dir_text, "--network-info-interval", "1s", "dev"];
+    let mut session = Process::start_with_output("ssh --stdio", deployment.cli(side, &args));
+    let file = dir.join(format!("{}.json", std::process::id()));
+    let end = Instant::now() + LIMIT;
+    // Go rewrites it in place: it may be empty for a moment.
+    let ours = loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        if serde_json::from_str::<serde_json::Value>(&text).is_ok() {
+            break text;
+        }
+        ensure!(Instant::now() < end, "{} was never written: {text:?}", file.display());
+        std::thread::yield_now();
+    };
+    session.kill();
+    // The only region and whether anything was sent are the same for all.
+    let found = output::json(&ours, &output::section("ssh_network_info", "file D/<PPID>.json, write 1"), &[]);
+    Ok(found.into_iter().map(|line| format!("network-info file: {line}")).collect())
+}
+
+/// Both write the same block for the same flags, into a file that holds something already.
+fn config_ssh(context: &Context) -> Outcome {
+    const FLAGS: [&[&str]; 3] = [
+        &[],
+        &["--ssh-option", "ForwardAgent=yes", "--wait", "no", "--disable-autostart", "--hostname-suffix", "corp"],
+        &["--skip-proxy-command", "--ssh-host-prefix", "mine.", "--header", "X-Foo=bar baz"],
+    ];
+    let deployment = Deployment::ours(context, &["dev"], &["--ssh-config-options", "LogLevel=DEBUG,ServerAliveInterval=7"]);
+    for flags in FLAGS {
+        let mut files = Vec::new();
+        for side in Side::BOTH {
+            let file = deployment.dir().join(format!("ssh-config-{}", side.name()));
+            std::fs::write(&file, "Host other\n\tUser me\n")?;
+            let path = file.to_str().context("a path of text")?;
+            let place = ["--coder-binary-path", "/opt/my coder/coder", "--ssh-config-file", path, "--yes"];
+            let mut command = deployment.cli(side, &[&["config-ssh"], &place[..], flags].concat());
+            command.env("CODER_CONFIG_DIR", deployment.dir().join("login"));
+            let out = run_within(command, b"", LIMIT);
+            ensure!(out.status.success(), "{} {flags:?}: {}: {}", side.name(), out.status, text(&out.stderr));
+            files.push(std::fs::read_to_string(&file)?);
+        }
+        ensure!(files[0].contains("START-CODER") && files[0] == files[1], "{flags:?}: ours {:?}, Go's {:?}", files[0], files[1]);
+    }
+    Ok(format!("{} files", FLAGS.len()))
 }
 
 /// Templates and their versions have other names.

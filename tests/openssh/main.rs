@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
 mod agent;
+mod config;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod tunnel;

@@ -5,7 +5,7 @@ mod figures;
 
 use super::{
     args::{Direction, Global, Output, Speedtest},
-    connect::{SPEEDTEST_PORT, Tunnel},
+    connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
     logs, output, ping,
     target::{HostNames, Target},
@@ -53,8 +53,9 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
         let target = Target::parse(&args.workspace, &HostNames::default());
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let (file, capture) = args.pcap_file.as_deref().map(CaptureFile::create).transpose()?.unzip();
+        let wishes = Wishes { direct: !global.disable_direct_connections, capture, ..Wishes::default() };
         let tunnel = tokio::select! {
-            tunnel = Tunnel::open_captured(&deployment, &target, !global.disable_direct_connections, capture) => tunnel?,
+            tunnel = Tunnel::open(&deployment, &target, wishes) => tunnel?,
             signal = signals.next() => return Ok(128 + signal.number()),
         };
         let outcome = tokio::select! {

@@ -1,13 +1,16 @@
 //! `coder ssh`: a shell, a command, or the raw SSH stream for OpenSSH (`cli.md` §2.4).
 
+mod log_file;
+mod network_info;
 mod session;
 mod stdio;
 
 use super::{
-    args::{Global, Ssh},
-    connect::{SSH_PORT, Tunnel},
+    args::{Global, Ssh, Wait},
+    connect::{SSH_PORT, Tunnel, Wishes},
     deployment::Deployment,
     logs, output,
+    ready::Readiness,
     target::{HostNames, Target},
 };
 use crate::driver::{
@@ -16,6 +19,7 @@ use crate::driver::{
     terminal::{self, RawMode, Resizes, Terminals},
 };
 use anyhow::{Context as _, bail};
+use network_info::NetworkInfo;
 use session::{Ending, Local, Request, Session};
 use std::time::Duration;
 use tracing::level_filters::LevelFilter;
@@ -26,7 +30,15 @@ const HURRY: Duration = Duration::from_millis(300);
 const TERM: &str = "xterm-256color";
 
 pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
-    logs::start(logs::level(global.verbose, LevelFilter::ERROR));
+    match &args.log_dir {
+        // A file is for whoever looks for a fault later; standard error is OpenSSH's user's.
+        Some(dir) => logs::start_in(log_file::create(dir, args.stdio)?, logs::level(global.verbose, LevelFilter::INFO)),
+        None => logs::start(logs::level(global.verbose, LevelFilter::ERROR)),
+    }
+    if args.no_wait {
+        output::note("--no-wait is an old name of --wait=no.");
+    }
+    let info = args.network_info_dir.as_deref().map(|dir| NetworkInfo::open(dir, args.network_info_interval)).transpose()?;
     super::on_one_thread(async {
         let deployment = Deployment::open(global).await?;
         let names = HostNames { prefix: args.ssh_host_prefix.clone(), suffix: args.hostname_suffix.clone() };
@@ -34,13 +46,26 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
         if global.disable_direct_connections {
             output::note("Direct connections disabled.");
         }
-        let direct = !global.disable_direct_connections;
+        let wishes = wishes(global, args);
         if args.stdio {
-            return stdio::run(&deployment, &target, direct).await;
+            return stdio::run(&deployment, &target, wishes, info).await;
         }
         let request = request(args)?;
-        interactive(&deployment, &target, direct, request).await
+        interactive(&deployment, &target, wishes, info, request).await
     })
+}
+
+/// What the flags ask of the tunnel.
+fn wishes(global: &Global, args: &Ssh) -> Wishes {
+    let usage = match args.usage_app.as_str() {
+        "disable" => None,
+        "vscode" => Some("vscode"),
+        "jetbrains" => Some("jetbrains"),
+        _ => Some("ssh"),
+    };
+    let wait = if args.no_wait { Wait::No } else { args.wait };
+    let readiness = Readiness { start: !args.disable_autostart, wait };
+    Wishes { direct: !global.disable_direct_connections, usage, readiness, ..Wishes::default() }
 }
 
 /// What the flags ask of the agent: a terminal for a shell at a terminal, or where one is demanded.
@@ -64,14 +89,21 @@ fn terminal_for(wanted: bool) -> Option<(terminal::Size, String)> {
 /// What `coder quickstart` asks: a shell at this terminal, or a command.
 pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool, command: Option<String>) -> anyhow::Result<u8> {
     let terminal = terminal_for(command.is_none() && Terminals::of_process().input);
-    interactive(deployment, target, direct, Request { command, terminal, env: Vec::new() }).await
+    let wishes = Wishes { direct, ..Wishes::default() };
+    interactive(deployment, target, wishes, None, Request { command, terminal, env: Vec::new() }).await
 }
 
 /// Runs one session with the streams of this process.
-async fn interactive(deployment: &Deployment, target: &Target, direct: bool, request: Request) -> anyhow::Result<u8> {
+async fn interactive(
+    deployment: &Deployment,
+    target: &Target,
+    wishes: Wishes,
+    info: Option<NetworkInfo>,
+    request: Request,
+) -> anyhow::Result<u8> {
     let mut signals = EndSignals::open().context("cannot handle signals")?;
     let tunnel = tokio::select! {
-        tunnel = Tunnel::open(deployment, target, direct) => tunnel?,
+        tunnel = Tunnel::open(deployment, target, wishes) => tunnel?,
         // Nothing has begun yet.
         _ = signals.next() => return Ok(1),
     };
@@ -98,6 +130,7 @@ async fn interactive(deployment: &Deployment, target: &Target, direct: bool, req
     let raw = if at_terminal && Terminals::of_process().input { Some(RawMode::enter()?) } else { None };
     let ending = tokio::select! {
         ending = session.run(request, local) => ending,
+        never = network_info::keep(info, &tunnel) => match never {},
         signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
@@ -120,6 +153,27 @@ mod tests {
             Command::Ssh(args) => args,
             other => panic!("not ssh: {other:?}"),
         }
+    }
+
+    #[test]
+    fn the_flags_of_editors_say_what_the_tunnel_is_for() {
+        let wishes = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            wishes(&cli.global, &args(line))
+        };
+        for (flag, usage) in [
+            ("--usage-app=vscode", Some("vscode")),
+            ("--usage-app=jetbrains", Some("jetbrains")),
+            ("--usage-app=ssh", Some("ssh")),
+            ("--usage-app=new", Some("ssh")),
+            ("--usage-app=disable", None),
+            ("--stdio", Some("ssh")),
+        ] {
+            assert_eq!(wishes(&format!("coder ssh {flag} dev")).usage, usage, "{flag}");
+        }
+        let ready = |flags: &str| wishes(&format!("coder ssh {flags} dev")).readiness;
+        assert!(ready("-t").start && !ready("--disable-autostart").start);
+        assert_eq!([ready("-t").wait, ready("--wait=yes").wait, ready("--no-wait").wait], [Wait::Auto, Wait::Yes, Wait::No]);
     }
 
     #[test]

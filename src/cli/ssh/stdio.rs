@@ -3,9 +3,10 @@
 //! It ends with whoever reads its output. The parent's death is no measure: OpenSSH leaves its first process behind when
 //! it goes to the background (`ControlPersist`, `-f`), and the kernel's signal follows the thread that started us.
 
+use super::network_info::{self, NetworkInfo};
 use crate::{
     cli::{
-        connect::{SSH_PORT, Tunnel},
+        connect::{SSH_PORT, Tunnel, Wishes},
         deployment::Deployment,
         target::Target,
     },
@@ -24,11 +25,16 @@ const HURRY: Duration = Duration::from_millis(300);
 /// Bytes moved at once.
 const CHUNK: usize = 64 * 1024;
 
-pub(super) async fn run(deployment: &Deployment, target: &Target, direct: bool) -> anyhow::Result<u8> {
+pub(super) async fn run(
+    deployment: &Deployment,
+    target: &Target,
+    wishes: Wishes,
+    info: Option<NetworkInfo>,
+) -> anyhow::Result<u8> {
     let mut signals = EndSignals::open().context("cannot handle signals")?;
     let stdout = Stdout::open();
     let tunnel = tokio::select! {
-        tunnel = Tunnel::open(deployment, target, direct) => tunnel?,
+        tunnel = Tunnel::open(deployment, target, wishes) => tunnel?,
         _ = signals.next() => return Ok(0),
         () = stdout.closed() => return Ok(0),
     };
@@ -50,6 +56,7 @@ pub(super) async fn run(deployment: &Deployment, target: &Target, direct: bool) 
         () = reader.closed() => None,
         passed = pass(stream, Stdin::open(), stdout) => Some(passed),
         _ = signals.next() => None,
+        never = network_info::keep(info, &tunnel) => match never {},
     };
     match passed {
         Some(Ok(())) => {

@@ -47,9 +47,9 @@ pub struct Counters {
     pub data_sent: ByWay,
     /// Authenticated WireGuard data packets received.
     pub data_received: ByWay,
-    /// Bytes of WireGuard data sent.
+    /// Bytes that went into the tunnel: whole IP packets as they were before encryption. A packet sent both ways counts once.
     pub bytes_sent: u64,
-    /// Bytes of authenticated WireGuard data received.
+    /// Bytes that came out of the tunnel: whole IP packets as they were after decryption.
     pub bytes_received: u64,
     /// Empty keepalives sent.
     pub keepalives_sent: u64,

@@ -38,7 +38,7 @@ fn connection_info(app: &App) -> Response {
         "derp_map": *app.relay_map(),
         "derp_force_websockets": network.force_websockets,
         "disable_direct_connections": network.block_direct,
-        "hostname_suffix": super::info::HOSTNAME_SUFFIX,
+        "hostname_suffix": app.ssh_hosts().suffix,
     }))
 }
 

@@ -12,9 +12,6 @@ use axum::{
 };
 use serde_json::json;
 
-/// The suffix of workspace host names.
-pub(crate) const HOSTNAME_SUFFIX: &str = "coder";
-
 /// `GET /healthz`
 pub(crate) async fn healthz() -> Response {
     text(StatusCode::OK, "OK")
@@ -37,8 +34,9 @@ pub(crate) async fn buildinfo(State(app): State<App>) -> Response {
 }
 
 /// `GET /api/v2/deployment/ssh`
-pub(crate) async fn ssh_config(_me: Me) -> Response {
-    ok(&json!({ "hostname_prefix": "coder.", "hostname_suffix": HOSTNAME_SUFFIX, "ssh_config_options": {} }))
+pub(crate) async fn ssh_config(State(app): State<App>, _me: Me) -> Response {
+    let hosts = app.ssh_hosts();
+    ok(&json!({ "hostname_prefix": hosts.prefix, "hostname_suffix": hosts.suffix, "ssh_config_options": hosts.options }))
 }
 
 /// `GET /api/v2/templateversions/{id}`: the one version of the one template.

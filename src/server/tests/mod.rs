@@ -7,7 +7,7 @@ mod sockets;
 mod tunnel;
 
 use super::{
-    Config, Running, StunAddress, serve,
+    Config, Running, SshHosts, StunAddress, serve,
     store::{Agent, User, Workspace},
     time::Stamp,
 };
@@ -34,6 +34,7 @@ fn config(folder: &Path) -> Config {
         block_direct: false,
         force_websockets: false,
         derp_config: None,
+        ssh_hosts: SshHosts::default(),
     }
 }
 

@@ -139,6 +139,19 @@ async fn head_requests_to_the_latency_check_are_told_what_is_allowed() {
 }
 
 #[tokio::test]
+async fn the_deployments_ssh_settings_are_told() {
+    let options = [("ForwardAgent", "yes"), ("LogLevel", "DEBUG")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let hosts = SshHosts { prefix: "acme.".into(), suffix: "acme".into(), options: options.into() };
+    let world = World::with(|config| config.ssh_hosts = hosts).await;
+    let told = serde_json::json!({
+        "hostname_prefix": "acme.", "hostname_suffix": "acme",
+        "ssh_config_options": { "ForwardAgent": "yes", "LogLevel": "DEBUG" },
+    });
+    assert_eq!(world.get("/api/v2/deployment/ssh").await.json(), told);
+    assert_eq!(world.get("/api/v2/workspaceagents/connection").await.json()["hostname_suffix"], "acme");
+}
+
+#[tokio::test]
 async fn usage_is_noted() {
     let world = World::new().await;
     let path = format!("/api/v2/workspaces/{}", world.workspace.id);

@@ -109,14 +109,16 @@ pub const ALIKE: &[(&str, &[Slack])] = &[
 ];
 
 /// Answers that a server of other settings or an agent of another state gives; asked one by one.
-pub const DIFFERENT: &[(&str, &[Slack])] =
-    &[("workspace_agent_disconnected", &[FOLDER]), ("workspace_agent_connection_block_direct_force_websockets", &[])];
+pub const DIFFERENT: &[(&str, &[Slack])] = &[
+    ("workspace_agent_disconnected", &[FOLDER]),
+    ("workspace_agent_connection_block_direct_force_websockets", &[]),
+    ("deployment_ssh_options", &[]),
+];
 
 const INSIDE: &str = "the agent's HTTP API inside the tunnel is not there yet";
 const DASHBOARD: &str = "for the dashboard, which is not there yet";
 const TERMINAL: &str = "the web terminal's socket is not there yet";
 const PASSWORDS: &str = "users have tokens, not passwords";
-const SETTINGS: &str = "the server has no such setting yet";
 const SCRIPTS: &str = "workspaces have no scripts yet";
 
 /// What our server does not answer, and why.
@@ -133,7 +135,6 @@ pub const NOT_SERVED: &[(&str, &str)] = &[
     ("applications_host", DASHBOARD),
     ("applications_host_wildcard", DASHBOARD),
     ("debug_health", DASHBOARD),
-    ("deployment_ssh_options", SETTINGS),
     ("derp_map_updates", "for clients older than the control socket"),
     ("derp_upgrade_fast_start", "has no HTTP answer; src/server/tests/sockets.rs holds it"),
     ("error_400_listening_ports_agent_disconnected", INSIDE),

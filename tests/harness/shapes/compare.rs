@@ -70,7 +70,7 @@ fn messages(ours: &mut Opened, theirs: &Value, slack: &[Slack], out: &mut Vec<St
     }
     let Some(first) = theirs["frames"].get(0) else { return };
     let (opcode, message) = ours.message();
-    if Value::from(opcode) != first["opcode"] {
+    if opcode != first["opcode"] {
         out.push(format!("the first message has opcode {opcode}, the vector's {}", first["opcode"]));
     }
     if first["opcode"] == 2 {
