@@ -67,12 +67,15 @@ fn status(status: &str) -> String {
 fn built(created_at: &str, now: Duration) -> String {
     let Ok(at) = created_at.parse::<jiff::Timestamp>() else { return String::new() };
     let at = Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0));
-    let minutes = now.saturating_sub(at).as_secs() / 60;
-    let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => "now".to_owned(),
+    let seconds = now.saturating_sub(at).as_secs();
+    let minutes = seconds / 60;
+    match (minutes / 1440, minutes / 60 % 24, minutes % 60) {
+        (0, 0, 0) if seconds == 0 => "0s".to_owned(),
+        (0, 0, 0) => "<1m".to_owned(),
         (0, 0, m) => format!("{m}m"),
+        (0, h, 0) => format!("{h}h"),
         (0, h, m) => format!("{h}h{m}m"),
+        (d, 0, _) => format!("{d}d"),
         (d, h, _) => format!("{d}d{h}h"),
     }
 }
@@ -85,8 +88,10 @@ mod tests {
     fn ages_and_states_read_as_in_the_go_table() {
         let now = Duration::from_secs(1_000_000);
         let at = |ago: i64| jiff::Timestamp::from_second(1_000_000 - ago).unwrap().to_string();
-        assert_eq!(built(&at(90), now), "1m");
-        assert_eq!(built(&at(3 * 3600 + 120), now), "3h2m");
+        for (ago, text) in [(0, "0s"), (59, "<1m"), (90, "1m"), (7200, "2h"), (3 * 3600 + 120, "3h2m")] {
+            assert_eq!(built(&at(ago), now), text);
+        }
+        assert_eq!(built(&at(2 * 86_400 + 60), now), "2d");
         assert_eq!(built(&at(2 * 86_400 + 3600), now), "2d1h");
         assert_eq!(status("running"), "Started");
         assert_eq!(status("stopped"), "Stopped");

@@ -3,7 +3,7 @@
 use super::Slack;
 
 /// Our agent tells the home folder where no other was chosen; Go's tells nothing.
-const FOLDER: Slack = ("expanded_directory", "our agent names the home folder");
+pub const FOLDER: Slack = ("expanded_directory", "our agent names the home folder");
 const FULL_NAME: Slack = ("name", "users have no full name yet");
 const VERSION: Slack = ("validations", "it names the API version of the server");
 /// Our builds are done when they are made.

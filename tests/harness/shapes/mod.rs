@@ -6,7 +6,7 @@ mod cases;
 mod compare;
 pub mod output;
 
-pub use cases::{ALIKE, DIFFERENT, NOT_SERVED};
+pub use cases::{ALIKE, DIFFERENT, FOLDER, NOT_SERVED};
 pub use compare::compare;
 
 use super::{

@@ -46,7 +46,7 @@ fn kind(word: &str) -> String {
     match word {
         _ if word.chars().all(|c| c == '-') => "<line>",
         _ if number(word) => "<number>",
-        _ if unit(word) || word == "<nil>" => "<time>",
+        _ if unit(word) || ["<nil>", "<1m"].contains(&word) => "<time>",
         _ if range(word) => "<interval>",
         _ if word.parse::<std::net::SocketAddr>().is_ok() => "<address>",
         _ if stamp.is_some_and(|stamp| stamp.len() == "2026-11-22T23:16:17".len() && stamp.contains('T')) => "<date>",
