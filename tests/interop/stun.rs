@@ -2,7 +2,7 @@
 
 use crate::{
     peers::{Context, Deployment, GO_SERVER, Lines, Need, Program, Side, free_tcp_port, free_udp_port, runtime},
-    relay::{Kind, Relay, netcheck, region, region_id},
+    relay::{Front, Kind, Relay, netcheck, region, region_id},
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, ensure};
@@ -172,11 +172,14 @@ fn go_netcheck(context: &Context) -> Outcome {
 }
 
 fn on_server(context: &Context, side: Side) -> Outcome {
-    let own;
-    let shared;
+    let (runtime, front, own, shared);
+    runtime = crate::peers::runtime();
     let server = match side {
         Side::Ours => {
-            own = Deployment::ours(context, &[], &[]);
+            let address = format!("127.0.0.1:{}", free_tcp_port());
+            front = runtime.block_on(Front::far(address.parse()?));
+            let access_url = format!("http://127.0.0.1:{}", front.port);
+            own = Deployment::ours(context, &[], &["--http-address", &address, "--access-url", &access_url]);
             &own
         }
         Side::Go => {
@@ -242,9 +245,15 @@ fn stun_servers(map: &RelayMap) -> usize {
 
 /// Both netchecks look at relays of both sides.
 fn same_verdicts(context: &Context, situation: Situation) -> Outcome {
-    let (go, ours) = (Relay::start(context, Kind::Derper), Relay::start(context, Kind::OurServer));
-    let with_stun = |relay: &Relay| {
-        let mut region = region(relay.address.port());
+    let runtime = runtime();
+    let far = |kind| {
+        let relay = Relay::start(context, kind);
+        let front = runtime.block_on(Front::far(relay.address));
+        (relay, front)
+    };
+    let (go, ours) = (far(Kind::Derper), far(Kind::OurServer));
+    let with_stun = |(relay, front): &(Relay, Front)| {
+        let mut region = region(front.port);
         region.nodes.iter_mut().for_each(|node| node.stun_port = relay.stun);
         region
     };
@@ -258,7 +267,7 @@ fn same_verdicts(context: &Context, situation: Situation) -> Outcome {
                 let node = RelayNode {
                     name: "8stun".into(),
                     host: "127.0.0.1".into(),
-                    stun_port: other.stun,
+                    stun_port: other.0.stun,
                     stun_only: true,
                     ..RelayNode::default()
                 };

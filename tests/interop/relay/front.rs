@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -28,9 +29,27 @@ pub struct Front {
     task: JoinHandle<()>,
 }
 
+/// How a proxy differs from a wire.
+#[derive(Debug, Clone, Copy, Default)]
+struct Manners {
+    refuse_upgrade: bool,
+    /// How long a latency check takes more.
+    latency: Duration,
+}
+
 impl Front {
     /// A proxy in front of `relay`, on the current runtime.
     pub async fn open(relay: SocketAddr, refuse_upgrade: bool) -> Self {
+        Self::with(relay, Manners { refuse_upgrade, ..Manners::default() }).await
+    }
+
+    /// A proxy that makes the relay look far away to latency checks. Go's netcheck ends when they are answered: a STUN server
+    /// on a busy machine needs the time.
+    pub async fn far(relay: SocketAddr) -> Self {
+        Self::with(relay, Manners { latency: Duration::from_millis(500), ..Manners::default() }).await
+    }
+
+    async fn with(relay: SocketAddr, manners: Manners) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let counts = Arc::new(Counts::default());
@@ -40,7 +59,7 @@ impl Front {
                 let counts = Arc::clone(&shared);
                 tokio::spawn(async move {
                     // Either side may end whenever it likes.
-                    let _ = pass(client, relay, refuse_upgrade, &counts).await;
+                    let _ = pass(client, relay, manners, &counts).await;
                 });
             }
         });
@@ -74,7 +93,7 @@ impl Drop for Front {
     }
 }
 
-async fn pass(mut client: TcpStream, relay: SocketAddr, refuse_upgrade: bool, counts: &Counts) -> std::io::Result<()> {
+async fn pass(mut client: TcpStream, relay: SocketAddr, manners: Manners, counts: &Counts) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
@@ -84,11 +103,14 @@ async fn pass(mut client: TcpStream, relay: SocketAddr, refuse_upgrade: bool, co
     if asks("upgrade: websocket") {
         counts.websockets.fetch_add(1, Ordering::Relaxed);
     }
+    if text.starts_with("get /derp/latency-check ") {
+        tokio::time::sleep(manners.latency).await;
+    }
     let by_upgrade = asks("upgrade: derp");
-    if by_upgrade && !refuse_upgrade {
+    if by_upgrade && !manners.refuse_upgrade {
         counts.upgrades.fetch_add(1, Ordering::Relaxed);
     }
-    if by_upgrade && refuse_upgrade {
+    if by_upgrade && manners.refuse_upgrade {
         counts.refused.fetch_add(1, Ordering::Relaxed);
         return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\nConnection: close\r\n\r\nrefused").await;
     }
