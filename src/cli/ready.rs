@@ -16,6 +16,8 @@ const AGENT_LIMIT: Duration = Duration::from_secs(30);
 const STARTED_AGENT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a workspace may take for its start.
 const START_LIMIT: Duration = Duration::from_secs(1800);
+/// How long the newest build may be another one than the start that was asked for.
+const OTHER_BUILD_LIMIT: Duration = Duration::from_secs(10);
 /// How long startup scripts are waited for; then the connection goes on without them.
 const SCRIPTS_LIMIT: Duration = Duration::from_secs(3600);
 /// Pause between two questions for the state of something, at first and at last.
@@ -77,7 +79,7 @@ async fn start(client: &Client, workspace: &Workspace) -> anyhow::Result<()> {
         (Transition::Delete, _) => bail!("workspace {name:?} is {}", build.status),
         (_, "stopped") => {}
         (_, status) => {
-            bail!("workspace {name:?} is {status}, so it is not started: wait until it is stopped, or look what failed")
+            bail!("workspace {name:?} is {status}, so it is not started: wait until it is stopped, or see what failed")
         }
     }
     output::note(&format!("Workspace {name} is stopped: starting it …"));
@@ -111,6 +113,10 @@ async fn started(client: &Client, target: &Target) -> anyhow::Result<Workspace> 
                 bail!("the start of workspace {:?} ended as {}: look at its build log", workspace.name, build.status);
             }
             return Ok(workspace);
+        }
+        let ended = !matches!(build.status.as_str(), "pending" | "stopping" | "deleting" | "canceling");
+        if build.transition != Transition::Start && ended && clock::now() - since >= OTHER_BUILD_LIMIT {
+            bail!("workspace {:?} is {} again: somebody else stopped it", workspace.name, build.status);
         }
         if clock::now() - since >= START_LIMIT {
             bail!("workspace {:?} did not start within {} min", workspace.name, START_LIMIT.as_secs() / 60);
@@ -184,6 +190,9 @@ async fn wait_for_scripts(client: &Client, workspace: &Workspace, mut agent: Age
     let name = &workspace.name;
     let mut told = false;
     while is_running_scripts(&agent) && is_waited_for(&agent, wait) {
+        if agent.status != AgentStatus::Connected {
+            bail!("the agent of workspace {name:?} lost its connection to the server while its startup scripts ran");
+        }
         if !told {
             told = true;
             output::note(&format!(

@@ -44,7 +44,8 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
-        let reloads = config.derp_config.is_some().then(ReloadSignal::open).transpose().context("cannot handle signals")?;
+        let reloads = ReloadSignal::open().context("cannot handle signals")?;
+        let has_file = config.derp_config.is_some();
         let running = server::serve(config).await?;
         if args.http_address.ip().is_unspecified() && args.access_url.is_none() {
             output::note(
@@ -55,7 +56,7 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         if greeting.is_ok() {
             tokio::select! {
                 _ = signals.next() => {}
-                () = reload_when_told(&running, reloads) => {}
+                () = reload_when_told(&running, reloads, has_file) => {}
             }
         }
         tokio::select! {
@@ -68,11 +69,11 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
 }
 
 /// Reads the relay map's file again whenever the process is told to; never ends.
-async fn reload_when_told(running: &Running, reloads: Option<ReloadSignal>) {
-    let Some(mut reloads) = reloads else { return std::future::pending().await };
+async fn reload_when_told(running: &Running, mut reloads: ReloadSignal, has_file: bool) {
     loop {
         reloads.next().await;
-        match running.reload_relays() {
+        match running.reload_relays().await {
+            Ok(()) if !has_file => output::note("There is no file of relays to read again: name one with --derp-config-path."),
             Ok(()) => output::note("The relay map was read again."),
             Err(error) => output::note(&format!("The relay map stays what it was: {error}")),
         }

@@ -23,7 +23,7 @@ pub struct Workspace {
     pub name: String,
     /// Owner's login name
     pub owner_name: String,
-    /// The template it was made from; empty on our own server
+    /// The template it was made from
     #[serde(default)]
     pub template_name: String,
     /// The version of the template that is in use now

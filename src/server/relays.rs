@@ -53,9 +53,67 @@ pub enum RelayFileError {
 /// The relay map of a server as it is now.
 #[derive(Debug)]
 pub(super) struct Relays {
+    source: Source,
+    now: watch::Sender<Arc<RelayMap>>,
+}
+
+/// Whether nodes may ask STUN servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stun {
+    /// Our own on this port, and those of the file.
+    At(u16),
+    /// Those of the file.
+    Elsewhere,
+    /// None: direct connections are blocked.
+    Forbidden,
+}
+
+/// What a map is made of.
+#[derive(Debug, Clone)]
+struct Source {
     embedded: RelayMap,
     file: Option<PathBuf>,
-    now: watch::Sender<Arc<RelayMap>>,
+    no_stun: bool,
+}
+
+impl Source {
+    async fn read(&self) -> Result<RelayMap, RelayFileError> {
+        let Some(path) = self.file.clone() else { return Ok(self.embedded.clone()) };
+        let bytes = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || bytes(&path)
+        });
+        let unreadable = |error| RelayFileError::Unreadable { path: path.clone(), error };
+        let bytes = bytes.await.map_err(io::Error::other).and_then(|read| read).map_err(unreadable)?;
+        let mut map: RelayMap = serde_json::from_slice(&bytes)
+            .map_err(|error| RelayFileError::Malformed { path: path.clone(), why: error.to_string() })?;
+        if self.embedded.regions.keys().any(|id| map.regions.contains_key(id)) {
+            return Err(RelayFileError::Taken { path });
+        }
+        if self.no_stun {
+            // A node without a port would have the usual one (`derp.md` §8).
+            for region in map.regions.values_mut() {
+                region.nodes.retain(|node| !node.stun_only);
+                region.nodes.iter_mut().for_each(|node| node.stun_port = None);
+            }
+        }
+        map.regions.extend(self.embedded.regions.clone());
+        Ok(map)
+    }
+}
+
+/// Whatever is no plain file is refused before it is opened: a pipe would never end.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let length = std::fs::metadata(path).and_then(|meta| match meta.is_file() {
+        true => Ok(meta.len()),
+        false => Err(io::Error::other("it is not a regular file")),
+    })?;
+    if length > LARGEST_FILE {
+        return Err(io::Error::other(format!("it is larger than {LARGEST_FILE} bytes")));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LARGEST_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Relays {
@@ -63,18 +121,19 @@ impl Relays {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub(super) fn open(url: &Url, stun_port: Option<u16>, file: Option<PathBuf>) -> Result<Self, RelayFileError> {
-        let embedded = embedded(url, stun_port);
-        let (now, _) = watch::channel(Arc::new(with_file(&embedded, file.as_deref())?));
-        Ok(Self { embedded, file, now })
+    pub(super) async fn open(url: &Url, stun: Stun, file: Option<PathBuf>) -> Result<Self, RelayFileError> {
+        let port = if let Stun::At(port) = stun { Some(port) } else { None };
+        let source = Source { embedded: embedded(url, port), file, no_stun: stun == Stun::Forbidden };
+        let (now, _) = watch::channel(Arc::new(source.read().await?));
+        Ok(Self { source, now })
     }
 
     /// Reads the file again. Whoever watches is told if the map is another one.
     ///
     /// # Errors
     /// When the file cannot be used; the map stays what it was.
-    pub(super) fn reload(&self) -> Result<(), RelayFileError> {
-        let map = with_file(&self.embedded, self.file.as_deref())?;
+    pub(super) async fn reload(&self) -> Result<(), RelayFileError> {
+        let map = self.source.read().await?;
         self.now.send_if_modified(|now| {
             let changed = **now != map;
             *now = Arc::new(map);
@@ -115,24 +174,6 @@ fn embedded(url: &Url, stun_port: Option<u16>) -> RelayMap {
     RelayMap { regions, home_scores: BTreeMap::new() }
 }
 
-fn with_file(embedded: &RelayMap, file: Option<&Path>) -> Result<RelayMap, RelayFileError> {
-    let Some(path) = file else { return Ok(embedded.clone()) };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
-        .map_err(|error| RelayFileError::Unreadable { path: path.to_owned(), error })?;
-    let malformed = |why: String| RelayFileError::Malformed { path: path.to_owned(), why };
-    if bytes.len() as u64 > LARGEST_FILE {
-        return Err(malformed(format!("it is larger than {LARGEST_FILE} bytes")));
-    }
-    let mut map: RelayMap = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-    if embedded.regions.keys().any(|id| map.regions.contains_key(id)) {
-        return Err(RelayFileError::Taken { path: path.to_owned() });
-    }
-    map.regions.extend(embedded.regions.clone());
-    Ok(map)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,31 +209,45 @@ mod tests {
         file
     }
 
-    #[test]
-    fn a_file_adds_regions_and_is_read_again_only_where_it_is_good() {
+    #[tokio::test]
+    async fn a_file_adds_regions_and_is_read_again_only_where_it_is_good() {
         let file = file(1);
-        let relays = Relays::open(&url("http://127.0.0.1:3000"), None, Some(file.path().to_owned())).unwrap();
+        let relays = Relays::open(&url("http://127.0.0.1:3000"), Stun::Elsewhere, Some(file.path().to_owned())).await.unwrap();
         let numbers = || relays.now().regions.keys().map(|id| id.get()).collect::<Vec<_>>();
         assert_eq!(numbers(), [1, 999]);
         let mut news = relays.watch();
-        relays.reload().unwrap();
+        relays.reload().await.unwrap();
         assert!(!news.has_changed().unwrap(), "nothing has changed");
         std::fs::write(file.path(), r#"{"Regions":{}}"#).unwrap();
-        relays.reload().unwrap();
+        relays.reload().await.unwrap();
         assert!(news.has_changed().unwrap());
         assert_eq!(news.borrow_and_update().regions.len(), 1);
         std::fs::write(file.path(), "{").unwrap();
-        assert!(matches!(relays.reload(), Err(RelayFileError::Malformed { .. })));
+        assert!(matches!(relays.reload().await, Err(RelayFileError::Malformed { .. })));
         assert_eq!(numbers(), [999]);
         assert!(!news.has_changed().unwrap());
     }
 
-    #[test]
-    fn a_file_that_cannot_be_used_is_named() {
-        let open = |path: &Path| Relays::open(&url("http://127.0.0.1:3000"), None, Some(path.to_owned())).unwrap_err();
+    #[tokio::test]
+    async fn where_direct_connections_are_blocked_no_region_has_stun() {
+        let file = file(1);
+        for (stun, port) in [(Stun::Elsewhere, Some(3478)), (Stun::Forbidden, None)] {
+            let relays = Relays::open(&url("http://127.0.0.1:3000"), stun, Some(file.path().to_owned())).await.unwrap();
+            let map = relays.now();
+            assert_eq!(map.regions[&RegionId::new(1).unwrap()].nodes[0].stun_port, port);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_used_is_named() {
+        let open = async |path: &Path| {
+            Relays::open(&url("http://127.0.0.1:3000"), Stun::Elsewhere, Some(path.to_owned())).await.unwrap_err()
+        };
         let taken = file(999);
-        assert!(matches!(open(taken.path()), RelayFileError::Taken { .. }));
-        let gone = open(Path::new("/nowhere/relays.json"));
-        assert!(gone.to_string().contains("/nowhere/relays.json") && gone.to_string().contains("--derp-config-path"), "{gone}");
+        assert!(matches!(open(taken.path()).await, RelayFileError::Taken { .. }));
+        for path in ["/nowhere/relays.json", "/dev/zero", "/"] {
+            let error = open(Path::new(path)).await.to_string();
+            assert!(error.contains(path) && error.contains("--derp-config-path"), "{error}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     app::{App, Network},
     dev::AgentChild,
     listen,
-    relays::{RelayFileError, Relays},
+    relays::{RelayFileError, Relays, Stun},
     ssh_hosts::SshHosts,
     store::{OpenError, Store, StoreError},
     stun,
@@ -182,8 +182,11 @@ impl Running {
     ///
     /// # Errors
     /// When the file cannot be used; the map stays what it was.
-    pub fn reload_relays(&self) -> Result<(), RelayFileError> {
-        self.app.network().relays.reload()
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the map as it was, or the whole new one.
+    pub async fn reload_relays(&self) -> Result<(), RelayFileError> {
+        self.app.network().relays.reload().await
     }
 
     /// Waits until the server has ended, which it does only by [`Running::shutdown`].
@@ -218,6 +221,17 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         Some(url) => url,
         None => access_url(&format!("http://{}", reachable(address)))?,
     };
+    let stun_address = stun.as_ref().and_then(|socket| socket.local_addr().ok());
+    let stun_use = match stun_address {
+        _ if config.block_direct => Stun::Forbidden,
+        Some(address) => Stun::At(address.port()),
+        None => Stun::Elsewhere,
+    };
+    let network = Network {
+        relays: Relays::open(&url, stun_use, config.derp_config).await?,
+        block_direct: config.block_direct,
+        force_websockets: config.force_websockets,
+    };
     let store = Store::open(&config.data_dir).await?;
     let user = admin::ensure_user(&store).await?;
     let admin_token_path = admin::token_path(&config.data_dir);
@@ -225,12 +239,6 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         .await?
         .map_err(|error| StartError::AdminToken { path: admin_token_path.clone(), error })?;
 
-    let stun_address = stun.as_ref().and_then(|socket| socket.local_addr().ok());
-    let network = Network {
-        relays: Relays::open(&url, stun_address.map(|a| a.port()).filter(|_| !config.block_direct), config.derp_config)?,
-        block_direct: config.block_direct,
-        force_websockets: config.force_websockets,
-    };
     let dev = match config.dev {
         None => None,
         Some(program) => {

@@ -175,6 +175,7 @@ fn a_file_with_broken_markers_is_left_alone() {
         format!("Host a\n{START}x\n"),
         format!("Host a\n{END}"),
         format!("{END}Host a\n{START}"),
+        format!("{END}{START}"),
         format!("{START}{END}Host a\n{START}{END}"),
     ] {
         fs::write(&file, &broken).unwrap();

@@ -115,8 +115,7 @@ impl Server {
     pub fn create_user(&self, name: &str) -> String {
         let out = run(self.coder(&["users", "create", name]), b"");
         assert!(out.status.success(), "{}", text(&out.stderr));
-        let out = text(&out.stdout);
-        out.lines().find(|l| l.starts_with("  ") && !l.trim().is_empty()).expect("users create prints a token").trim().to_owned()
+        printed_token(&text(&out.stdout))
     }
 
     /// Makes a workspace, starts its agent and waits until it is connected.
@@ -154,6 +153,11 @@ impl Server {
         self.log_in(&mut command, &self.token);
         command
     }
+}
+
+/// The token that `users create` prints.
+pub fn printed_token(out: &str) -> String {
+    out.lines().find(|l| l.starts_with("  ") && !l.trim().is_empty()).expect("users create prints a token").trim().to_owned()
 }
 
 /// A server's command line with the data folder `DIR/data`.

@@ -21,7 +21,7 @@ pub mod shapes;
 pub mod terminal;
 
 pub use coder::{Server, clean, coder};
-pub use process::{LIMIT, Process, run, run_within, text};
+pub use process::{LIMIT, Process, run, run_within, text, until, until_within};
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 

@@ -14,19 +14,21 @@ use std::{
         Mutex,
         mpsc::{self, Receiver, RecvTimeoutError},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 /// No step of a test takes this long on a busy machine; reaching it is a hang.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long the pipes of a process may outlive it.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running process whose lines can be waited for. It is killed when dropped.
 pub struct Process {
     pub child: Child,
     stdin: Option<ChildStdin>,
     lines: Mutex<Receiver<(Instant, String)>>,
-    stdout: Option<JoinHandle<Vec<u8>>>,
+    stdout: Option<Reader>,
     /// All lines seen so far.
     pub seen: Vec<String>,
     name: String,
@@ -48,7 +50,7 @@ impl Process {
         let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
         let (sender, lines) = mpsc::channel();
         read_lines(child.stderr.take().unwrap(), sender);
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(read_all));
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().map(Reader::of));
         Self { child, stdin, lines: lines.into(), stdout, seen: Vec::new(), name: name.to_owned() }
     }
 
@@ -135,9 +137,9 @@ impl Process {
     pub fn finish(&mut self, limit: Duration) -> Finished {
         self.stdin = None;
         let status = self.wait(limit);
-        let stdout = self.stdout.take().map(|reader| reader.join().unwrap()).unwrap_or_default();
+        let stdout = self.stdout.take().map(|reader| reader.all(&self.name)).unwrap_or_default();
         // The readers end with the pipes; a child of the process that kept one open would be a bug worth failing for.
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + OUTPUT_LIMIT;
         loop {
             match self.line_before(end) {
                 Ok(_) => {}
@@ -192,12 +194,44 @@ fn read_lines(stream: impl Read + Send + 'static, lines: mpsc::Sender<(Instant, 
     });
 }
 
-fn read_all(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        let _ = stream.read_to_end(&mut all);
-        all
-    })
+/// Everything that a pipe gives, once it has ended.
+struct Reader(Mutex<Receiver<Vec<u8>>>);
+
+impl Reader {
+    fn of(mut stream: impl Read + Send + 'static) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all);
+            // Nobody may want it any more.
+            let _ = sender.send(all);
+        });
+        Self(Mutex::new(receiver))
+    }
+
+    /// Takes it after the end of the process: a child that still holds the pipe is a bug worth failing for.
+    fn all(self, name: &str) -> Vec<u8> {
+        let all = self.0.into_inner().unwrap().recv_timeout(OUTPUT_LIMIT);
+        all.unwrap_or_else(|_| panic!("{name} ended, but somebody still holds its output"))
+    }
+}
+
+/// Looks again and again, with a pause for those who are looked at, until it holds.
+pub fn until(why: &str, holds: impl FnMut() -> bool) {
+    assert!(until_within(LIMIT, holds), "{why}");
+}
+
+/// As [`until`], with a limit of its own; says whether it came.
+pub fn until_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    const PAUSE: Duration = Duration::from_millis(150);
+    let end = Instant::now() + limit;
+    while !holds() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(PAUSE);
+    }
+    true
 }
 
 /// Runs a command to its end with input, within the limit.
@@ -211,18 +245,19 @@ pub fn run_within(mut command: Command, input: &[u8], limit: Duration) -> Output
     let mut child = spawn(&mut command);
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
-    let (out, err) = (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
+    // Ends with the pipe, whose other end only the process and its children hold.
+    thread::spawn(move || drop(stdin.write_all(&input)));
+    let (out, err) = (Reader::of(child.stdout.take().unwrap()), Reader::of(child.stderr.take().unwrap()));
+    let name = format!("{command:?}");
     let in_time = gone_within(pidfd(Pid::from_child(&child)), limit);
     if !in_time {
         let _ = child.kill();
     }
     let status = child.wait().unwrap();
     if !in_time {
-        panic!("{command:?} still ran after {limit:?}; it said:\n{}", text(&err.join().unwrap()));
+        panic!("{name} still ran after {limit:?}; it said:\n{}", text(&err.all(&name)));
     }
-    writer.join().unwrap();
-    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
+    Output { status, stdout: out.all(&name), stderr: err.all(&name) }
 }
 
 /// A handle of a process that stays true when its number is given to another.

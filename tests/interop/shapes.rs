@@ -4,14 +4,14 @@
 use crate::{
     harness::{
         LIMIT, Process, run_within,
-        shapes::{self, ALIKE, DIFFERENT, NOT_SERVED, World, output},
-        text,
+        shapes::{self, ALIKE, LOST_AGENT, NOT_SERVED, World, output},
+        text, until,
     },
     peers::{Context, Deployment, GO_SERVER, Need, Program, Side, socket_address},
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, ensure};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const ROW: &str = "shapes";
 const CELL_LIMIT: Duration = Duration::from_secs(300);
@@ -57,7 +57,7 @@ fn answers(context: &Context, side: Side) -> Outcome {
     let bob = match side {
         Side::Ours => {
             let out = text(&succeeded(&deployment, side, &["users", "create", "bob"])?);
-            out.lines().find(|line| line.starts_with("  ")).context("no token was printed")?.trim().to_owned()
+            crate::harness::coder::printed_token(&out)
         }
         Side::Go => shapes::member_of_go_server(address, &deployment.token),
     };
@@ -66,8 +66,7 @@ fn answers(context: &Context, side: Side) -> Outcome {
     let mut found = world.differences(ALIKE);
     agent.kill();
     world.until_agent_is_gone();
-    let (name, slack) = DIFFERENT[0];
-    found.extend(world.difference(name, slack));
+    found.extend(world.difference(LOST_AGENT));
     ensure!(found.is_empty(), "{}", found.join("; "));
     let reasons = ALIKE.iter().flat_map(|(_, slack)| *slack).count();
     Ok(format!("{} alike, {reasons} fields with a reason, {} routes not served", ALIKE.len() + 1, NOT_SERVED.len()))
@@ -93,16 +92,12 @@ fn network_info(deployment: &Deployment, side: Side) -> anyhow::Result<Vec<Strin
     let args = ["ssh", "--stdio", "--usage-app=vscode", "--network-info-dir", dir_text, "--network-info-interval", "1s", "dev"];
     let mut session = Process::start_with_output("ssh --stdio", deployment.cli(side, &args));
     let file = dir.join(format!("{}.json", std::process::id()));
-    let end = Instant::now() + LIMIT;
-    // Go rewrites it in place: it may be empty for a moment.
-    let ours = loop {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        if serde_json::from_str::<serde_json::Value>(&text).is_ok() {
-            break text;
-        }
-        ensure!(Instant::now() < end, "{} was never written: {text:?}", file.display());
-        std::thread::yield_now();
-    };
+    let mut ours = String::new();
+    until("the network-info file was never written", || {
+        ours = std::fs::read_to_string(&file).unwrap_or_default();
+        // Go rewrites it in place: it may be empty for a moment.
+        serde_json::from_str::<serde_json::Value>(&ours).is_ok()
+    });
     session.kill();
     let found = output::json(&ours, &output::section("ssh_network_info", "file D/<PPID>.json, write 1"), &[]);
     Ok(found.into_iter().map(|line| format!("network-info file: {line}")).collect())

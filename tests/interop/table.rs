@@ -135,10 +135,8 @@ thread_local! {
 }
 
 fn one(context: &Arc<Context>, cell: Cell, sum: &mut Sum, late: &mut Vec<JoinHandle<()>>) {
-    let Cell { limit, needs, run, .. } = &cell;
-    let (title, limit) = (cell.title(), *limit);
-    let _ = run;
-    if let Err(why) = context.prepare(needs) {
+    let (title, limit) = (cell.title(), cell.limit);
+    if let Err(why) = context.prepare(&cell.needs) {
         sum.failed += 1;
         return println!("✗ {title}: {}", in_one_line(&why));
     }
@@ -188,10 +186,7 @@ fn end(context: Arc<Context>, late: Vec<JoinHandle<()>>) {
         let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
     }
     // Without their processes they end or fail; a thread that hangs in itself goes with the program.
-    let end = Instant::now() + Duration::from_secs(5);
-    while late.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
-        thread::yield_now();
-    }
+    crate::harness::until_within(Duration::from_secs(5), || late.iter().all(JoinHandle::is_finished));
 }
 
 /// One step of a cell: why it failed begins with its name, a panic's reason too.

@@ -4,7 +4,11 @@ use crate::harness::{
     Server, clean, coder, have,
     process::{run, text},
 };
-use std::{fs, os::unix::fs::symlink, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    process::Command,
+};
 
 #[test]
 fn a_workspace_is_reached_by_the_names_of_config_ssh() {
@@ -55,4 +59,24 @@ fn reach(server: &Server, folder: &str) {
     write(file, &header);
     ssh(file, "dev.corp");
     ssh(file, "coder.dev");
+
+    // No Match can hold such a path; there is none then.
+    if program.to_str().unwrap().contains('"') {
+        return;
+    }
+    // A program that says of every host that it is served otherwise: OpenSSH asks it, and takes no ProxyCommand.
+    let asked = folder.join("asked");
+    fs::remove_file(&program).unwrap();
+    fs::write(&program, format!("#!/bin/sh\nprintf '%s\\n' \"$*\" > {}\n", quoted(asked.to_str().unwrap()))).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut settings = Command::new("ssh");
+    clean(&mut settings).args(["-G", "-F", file, "dev.corp"]);
+    let out = run(settings, b"");
+    assert!(out.status.success() && !text(&out.stdout).contains("proxycommand"), "{}", text(&out.stdout));
+    assert_eq!(fs::read_to_string(asked).unwrap(), "connect exists dev.corp\n");
+}
+
+/// One word for a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

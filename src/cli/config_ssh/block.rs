@@ -57,7 +57,7 @@ pub(super) enum Malformed {
 pub(super) enum Unwritable {
     #[error("{0}")]
     Option(String),
-    #[error("the {what} {value:?} is none: {why}")]
+    #[error("the {what} {value:?} is not valid: {why}")]
     Host { what: &'static str, value: String, why: String },
     #[error("{0} holds a line break, which an SSH configuration cannot")]
     LineBreak(&'static str),
@@ -95,7 +95,8 @@ impl<'a> Parts<'a> {
             ([start], [end]) => (*start, *end),
             _ => return Err(Malformed::Several),
         };
-        let section = file.get(start..end).ok_or(Malformed::Reversed)?;
+        // Behind the end marker stands its line's end, which is where a start marker may stand at once.
+        let section = file.get(start..end).filter(|section| !section.is_empty()).ok_or(Malformed::Reversed)?;
         let (before, after) = (file.get(..start).unwrap_or_default(), file.get(end..).unwrap_or_default());
         Ok(Self { before, section: Some(section), after })
     }

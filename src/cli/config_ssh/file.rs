@@ -35,7 +35,9 @@ impl ConfigFile {
         let real = follow(&name)?;
         let failed = || format!("cannot read {}", name.display());
         let (old, content) = match fs::metadata(&real) {
-            Ok(meta) if !meta.is_file() => bail!("{} is no file: choose another with --ssh-config-file", name.display()),
+            Ok(meta) if !meta.is_file() => {
+                bail!("{} is not a regular file: choose another with --ssh-config-file", name.display())
+            }
             Ok(meta) if meta.len() > LONGEST => bail!("{} is too long for an SSH configuration", name.display()),
             Ok(meta) => (Some((meta.mode(), meta.uid(), meta.gid())), fs::read(&real).with_context(failed)?),
             Err(e) if e.kind() == ErrorKind::NotFound => (None, Vec::new()),
@@ -47,8 +49,12 @@ impl ConfigFile {
     /// Replaces the content: whoever reads sees the old or the new one. Mode and owner stay; a new file is the user's alone.
     ///
     /// # Errors
-    /// When it cannot be written; then the old one is still there.
+    /// When it cannot be written, or is no longer what was read; then what is there stays.
     pub(super) fn replace(&self, content: &[u8]) -> anyhow::Result<()> {
+        let now = Self::read(&self.name)?;
+        if now.content != self.content || now.real != self.real {
+            bail!("{} was changed by another program meanwhile and was left as it is: try again", self.name.display());
+        }
         let failed = || format!("cannot write {}", self.name.display());
         let dir = self.real.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(failed)?;
@@ -136,6 +142,18 @@ mod tests {
         symlink(folder.path().join("one"), folder.path().join("two")).unwrap();
         symlink(folder.path().join("two"), folder.path().join("one")).unwrap();
         assert!(ConfigFile::read(&folder.path().join("one")).is_err());
+    }
+
+    #[test]
+    fn what_another_program_wrote_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        fs::write(&path, "old").unwrap();
+        let file = ConfigFile::read(&path).unwrap();
+        fs::write(&path, "theirs").unwrap();
+        let error = file.replace(b"ours").unwrap_err().to_string();
+        assert!(error.contains("meanwhile"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
     }
 
     #[test]

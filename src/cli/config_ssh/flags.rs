@@ -42,7 +42,7 @@ pub(in crate::cli) struct ConfigSsh {
     #[arg(long, env = "CODER_SSH_SKIP_PROXY_COMMAND", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub(super) skip_proxy_command: bool,
-    /// Write paths with slashes also on Windows
+    /// Taken for compatibility: paths are written as they are
     #[arg(long, env = "CODER_CONFIGSSH_UNIX_FILEPATHS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub(super) force_unix_filepaths: bool,

@@ -22,6 +22,7 @@ use ask::Questions;
 use block::{Hosts, Parts, Program};
 use file::ConfigFile;
 use options::Options;
+use serde::Deserialize as _;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -74,13 +75,15 @@ pub(super) async fn run(global: &Global, args: &ConfigSsh) -> anyhow::Result<u8>
     file.replace(&content)?;
     say(&format!("Updated {name:?}"))?;
     // The work is done; a list that did not come is no failure of it.
-    let first = workspaces.ok().and_then(|all| all.into_iter().next());
-    match first.and_then(|w| serde_json::from_value::<Workspace>(w).ok()) {
-        Some(first) => {
-            let host = block::example(&options, &hosts, &first.name);
-            say(&format!("Your workspaces can be reached by name now, for instance:\n\n\tssh {host}\n"))?;
+    match workspaces.as_deref() {
+        Ok([]) => say("You have no workspaces. Make one with 'coder create <name>'.")?,
+        Ok([first, ..]) => {
+            if let Ok(first) = Workspace::deserialize(first) {
+                let host = block::example(&options, &hosts, &first.name);
+                say(&format!("Your workspaces can be reached by name now, for instance:\n\n\tssh {host}\n"))?;
+            }
         }
-        None => say("You have no workspaces. Make one with 'coder create <name>'.")?,
+        Err(_) => {}
     }
     Ok(0)
 }

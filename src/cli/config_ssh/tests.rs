@@ -113,6 +113,7 @@ fn markers_that_are_no_pair_are_refused() {
         (START.to_owned(), Malformed::NoEnd),
         (END.to_owned(), Malformed::NoStart),
         (format!("{END}x\n{START}"), Malformed::Reversed),
+        (format!("{END}{START}"), Malformed::Reversed),
         (format!("{START}{END}{START}{END}"), Malformed::Several),
         (format!("{START}{START}{END}"), Malformed::Several),
         (format!("{START}{START}"), Malformed::Several),

@@ -133,7 +133,7 @@ async fn download(stream: &mut Stream, meter: &mut Meter, time: Duration) -> any
 /// Sends for the time that was asked for, then waits until the agent has everything: what lies in buffers when the time
 /// is over is not yet uploaded, and counts in the time that it takes.
 async fn upload(stream: &mut Stream, meter: &mut Meter, time: Duration) -> anyhow::Result<()> {
-    // Cut in the middle of a block where one takes too long; the agent leaves it out of its own figures.
+    // Mostly cut in the middle of a block; the agent leaves it out of its own figures.
     if let Ok(sent) = timeout(time, speedtest::send(stream, time, |n| meter.add(clock::now(), n))).await {
         sent?;
     }

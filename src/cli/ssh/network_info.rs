@@ -200,7 +200,12 @@ fn write(file: &Path, content: &Content) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let temporary = file.with_file_name(format!("{name}.{}", std::process::id()));
     let write = || {
-        let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // Left by a process of the same number, or put there by somebody else: never followed.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         out.write_all(&serde_json::to_vec(content)?)?;
         fs::rename(&temporary, file)
     };

@@ -60,7 +60,7 @@ fn is_usable(address: &SocketAddr) -> bool {
 }
 
 /// What we announce, but for the time and the values of latencies.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) struct Announcement {
     pub(super) home: RegionId,
     pub(super) endpoints: Vec<SocketAddr>,
@@ -70,6 +70,12 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
+    /// Whether those who know `before` have to be told.
+    pub(super) fn tells_more_than(&self, before: &Self) -> bool {
+        let same = self.home == before.home && self.endpoints == before.endpoints && self.addresses == before.addresses;
+        !same || !self.measured.is_subset(&before.measured)
+    }
+
     /// The message for the coordinator (`coordination.md` §9).
     pub(super) fn to_node(&self, id: i64, key: NodeKey, disco: DiscoKey, latency: &BTreeMap<String, f64>) -> tailnet::Node {
         let prefixes: Vec<String> = self.addresses.iter().map(|a| format!("{a}/128")).collect();

@@ -248,13 +248,13 @@ impl Node {
     }
 
     /// Tells the path engine our endpoints, and the owner our node if it has changed. New values of latencies are no change
-    /// (`stun-netcheck.md` §6); that a relay has one now is: the first home is announced before any was measured.
+    /// (`stun-netcheck.md` §6); that one more relay has one is: the first home is announced before any was measured.
     fn announce(&mut self, now: Instant) {
         let endpoints = if self.direct { self.endpoints.list(now) } else { Vec::new() };
         let Some(home) = self.home else { return };
         let measured = self.latency.keys().cloned().collect();
         let announcement = Announcement { home, endpoints, addresses: self.addresses.clone(), measured };
-        if self.announced.as_ref() == Some(&announcement) {
+        if self.announced.as_ref().is_some_and(|before| !announcement.tells_more_than(before)) {
             return;
         }
         let node = announcement.to_node(self.node_id, self.key, self.disco.public(), &self.latency);

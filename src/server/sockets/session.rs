@@ -123,7 +123,8 @@ impl Session {
         let stopping = self.app.stopping().clone();
         let dismissed = self.presence.as_ref().map_or_else(CancellationToken::new, |p| p.dismissed.clone());
         let is_client = matches!(self.owner, Owner::Client { .. });
-        let mut ping_at = Instant::now() + if is_client { PING } else { FAR };
+        // Agents ping us.
+        let mut ping_at = is_client.then(|| Instant::now() + PING);
         let mut pong_by = None;
         loop {
             if let Some(end) = self.work().await {
@@ -144,13 +145,13 @@ impl Session {
                 () = self.wake.notified() => {}
                 Ok(()) = self.relays.changed() => self.send_relay_map(),
                 () = sleep_until(Instant::now() + due) => self.engine.handle_timeout(clock::now()),
-                () = sleep_until(pong_by.unwrap_or(ping_at)) => {
+                () = sleep_until(pong_by.or(ping_at).unwrap_or_else(|| Instant::now() + FAR)), if pong_by.or(ping_at).is_some() => {
                     if pong_by.is_some() {
                         return Ok(End::Silent);
                     }
                     in_time(socket.ping()).await?;
-                    ping_at = Instant::now() + PING;
-                    pong_by = Some(ping_at);
+                    ping_at = Some(Instant::now() + PING);
+                    pong_by = ping_at;
                 }
                 () = dismissed.cancelled() => return Ok(End::Dismissed),
                 () = stopping.cancelled() => {

@@ -1,6 +1,6 @@
 //! What is asked, in this order, and why some answers differ.
 
-use super::Slack;
+use super::{Case, Slack};
 
 /// Our agent tells the home folder where no other was chosen; Go's tells nothing.
 pub const FOLDER: Slack = ("expanded_directory", "our agent names the home folder");
@@ -18,7 +18,7 @@ const DONE: &[Slack] = &[
 ];
 
 /// Answers that are alike, but for the fields that are named with a reason.
-pub const ALIKE: &[(&str, &[Slack])] = &[
+pub const ALIKE: &[Case] = &[
     ("buildinfo", &[]),
     ("users_first_exists", &[]),
     ("error_409_users_first", &[]),
@@ -108,12 +108,12 @@ pub const ALIKE: &[(&str, &[Slack])] = &[
     ("agent_rpc_upgrade", &[]),
 ];
 
-/// Answers that a server of other settings or an agent of another state gives; asked one by one.
-pub const DIFFERENT: &[(&str, &[Slack])] = &[
-    ("workspace_agent_disconnected", &[FOLDER]),
-    ("workspace_agent_connection_block_direct_force_websockets", &[]),
-    ("deployment_ssh_options", &[]),
-];
+/// The agent of `dev` after its end.
+pub const LOST_AGENT: Case = ("workspace_agent_disconnected", &[FOLDER]);
+/// A server with `--block-direct-connections --derp-force-websockets`.
+pub const BLOCKED: Case = ("workspace_agent_connection_block_direct_force_websockets", &[]);
+/// A server with names and options for OpenSSH.
+pub const SSH_SETTINGS: Case = ("deployment_ssh_options", &[]);
 
 const INSIDE: &str = "the agent's HTTP API inside the tunnel is not there yet";
 const DASHBOARD: &str = "for the dashboard, which is not there yet";

@@ -6,18 +6,20 @@ mod cases;
 mod compare;
 pub mod output;
 
-pub use cases::{ALIKE, DIFFERENT, FOLDER, NOT_SERVED};
+pub use cases::{ALIKE, BLOCKED, FOLDER, LOST_AGENT, NOT_SERVED, SSH_SETTINGS};
 pub use compare::compare;
 
 use super::{
     http::{self, Answer, Opened},
-    process::LIMIT,
+    process::until,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, time::Instant};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path};
 
 /// A field, or a header after `header `, that may differ, and why.
 pub type Slack = (&'static str, &'static str);
+/// A vector's name and what may differ from it.
+pub type Case = (&'static str, &'static [Slack]);
 
 /// A server with the first user's workspaces `dev`, whose agent is connected, and `st`, whose agent never was, and with
 /// another user.
@@ -52,12 +54,12 @@ impl World {
     }
 
     /// Asks all that `cases` names, in their order, and gives the differences.
-    pub fn differences(&self, cases: &[(&str, &[Slack])]) -> Vec<String> {
-        cases.iter().flat_map(|(name, slack)| self.difference(name, slack)).collect()
+    pub fn differences(&self, cases: &[Case]) -> Vec<String> {
+        cases.iter().flat_map(|case| self.difference(*case)).collect()
     }
 
     /// As [`World::differences`], for one answer.
-    pub fn difference(&self, name: &str, slack: &[Slack]) -> Vec<String> {
+    pub fn difference(&self, (name, slack): Case) -> Vec<String> {
         if name.starts_with("build_") || name == "agent_rpc_upgrade" {
             self.settled();
         }
@@ -80,21 +82,14 @@ impl World {
 
     fn until_agent(&self, fits: impl Fn(&Value) -> bool, what: &str) {
         let path = self.path(&format!("/api/v2/workspaceagents/{VECTOR_DEV_AGENT}"));
-        self.until(|| fits(&self.get(&path)), &format!("it never came that the agent {what}"));
+        until(&format!("it never came that the agent {what}"), || fits(&self.get(&path)));
     }
 
     /// A build of another server takes a while: none begins before the last one ended, and no agent is there before.
     fn settled(&self) {
         for name in ["dev", "st"] {
             let path = format!("/api/v2/users/me/workspace/{name}");
-            self.until(|| self.get(&path)["latest_build"]["job"]["status"] == "succeeded", "the build never ended");
-        }
-    }
-
-    fn until(&self, holds: impl Fn() -> bool, why: &str) {
-        let begin = Instant::now();
-        while !holds() {
-            assert!(begin.elapsed() < LIMIT, "{why}");
+            until("the build never ended", || self.get(&path)["latest_build"]["job"]["status"] == "succeeded");
         }
     }
 
@@ -182,7 +177,7 @@ pub fn unlisted() -> Vec<String> {
         .expect("the vectors are here")
         .filter_map(|file| file.ok()?.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
         .collect();
-    let asked = ALIKE.iter().chain(DIFFERENT).map(|(name, _)| *name);
+    let asked = ALIKE.iter().chain(&[LOST_AGENT, BLOCKED, SSH_SETTINGS]).map(|(name, _)| *name);
     let names: BTreeSet<String> = asked.chain(NOT_SERVED.iter().map(|(name, _)| *name)).map(str::to_owned).collect();
     files.symmetric_difference(&names).cloned().collect()
 }

@@ -18,7 +18,7 @@ use std::{
 const WORKSPACE: &str = "one";
 
 pub fn cells() -> Vec<Cell> {
-    let client = [Need::Program(Program::CoordClient), Need::Program(Program::Coder)];
+    let client = [Need::Program(Program::CoordClient)];
     let cell = |name: &str, run: fn(&Context) -> Outcome| Cell::new(ROW, format!("Go client, our server, {name}"), &client, run);
     let mut cells = vec![
         cell("resume token", resume_token),

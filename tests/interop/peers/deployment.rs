@@ -1,9 +1,9 @@
 //! A server with users, workspaces, agents and command lines, each of them ours or Go's.
 
-use super::{Context, Program};
+use super::{Context, Program, Programs};
 use crate::harness::{self, LIMIT, Process, clean, namespace::command_in, run_within, text};
 use serde_json::Value;
-use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command, sync::Arc, time::Duration};
 
 /// Migrations of an empty database and the first start on a busy machine.
 const SERVER_LIMIT: Duration = Duration::from_secs(120);
@@ -41,7 +41,7 @@ pub struct Deployment {
     pub token: String,
     pub workspaces: BTreeMap<String, Workspace>,
     server: Running,
-    go_coder: Option<std::path::PathBuf>,
+    programs: Arc<Programs>,
 }
 
 enum Running {
@@ -63,8 +63,8 @@ impl Deployment {
         let server = harness::Server::start(flags);
         let made = workspaces.iter().map(|name| ((*name).to_owned(), our_workspace(&server, name))).collect();
         let (url, token) = (server.url.clone(), server.token.clone());
-        let go_coder = context.programs.path(Program::Coder).ok();
-        Self { side: Side::Ours, url, token, workspaces: made, server: Running::Ours(Box::new(server)), go_coder }
+        let programs = Arc::clone(&context.programs);
+        Self { side: Side::Ours, url, token, workspaces: made, server: Running::Ours(Box::new(server)), programs }
     }
 
     /// A Go server with these settings beside the usual ones. Its relay map has no STUN unless they say so.
@@ -101,7 +101,7 @@ impl Deployment {
         };
         let workspaces = made["workspaces"].as_array().unwrap().iter().map(agent).collect();
         let (token, server) = (text(&made["session_token"]), Running::Go { process, dir });
-        Self { side: Side::Go, url, token, workspaces, server, go_coder: context.programs.path(Program::Coder).ok() }
+        Self { side: Side::Go, url, token, workspaces, server, programs: Arc::clone(&context.programs) }
     }
 
     /// The folder of the server, its clients and agents.
@@ -127,7 +127,7 @@ impl Deployment {
     fn binary(&self, side: Side) -> std::path::PathBuf {
         match side {
             Side::Ours => harness::coder(),
-            Side::Go => self.go_coder.clone().expect("the cell names the Go command line among its needs"),
+            Side::Go => self.programs.path(Program::Coder).unwrap_or_else(|why| panic!("{why}")),
         }
     }
 
@@ -191,9 +191,7 @@ impl Deployment {
         agent.wait_within(connected, LIMIT);
         agent
     }
-}
 
-impl Deployment {
     /// Ends our server without a good-bye.
     pub fn kill_server(&mut self) {
         match &mut self.server {

@@ -85,14 +85,14 @@ impl Need {
 /// What all cells share.
 pub struct Context {
     mode: Mode,
-    programs: Programs,
+    programs: Arc<Programs>,
     postgres: Mutex<Option<Result<Arc<Postgres>, String>>>,
     go_server: Mutex<Option<Result<Arc<Deployment>, String>>>,
 }
 
 impl Context {
     pub fn new(mode: Mode) -> Self {
-        Self { mode, programs: Programs::new(), postgres: Mutex::default(), go_server: Mutex::default() }
+        Self { mode, programs: Arc::new(Programs::new()), postgres: Mutex::default(), go_server: Mutex::default() }
     }
 
     /// Whether the long forms are asked for.

@@ -90,7 +90,8 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // A fast shutdown: it ends its own children, which a kill would leave behind for a while.
         self.process.signal(Signal::INT);
-        self.process.wait(Duration::from_secs(20));
+        // Whoever is slower is killed with the guard of its process.
+        crate::harness::process::gone_within(crate::harness::process::pidfd(self.process.pid()), Duration::from_secs(20));
     }
 }
 

@@ -4,11 +4,7 @@ use crate::{
     harness::{self, Process},
     peers::{Context, Deployment, Lines, Need, Program, free_tcp_port, free_udp_port, socket_address},
 };
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 /// Which relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +82,7 @@ impl Relay {
 
     /// It says that it serves a moment before it does.
     fn await_listener(&self) {
-        let end = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(self.address).is_err() {
-            assert!(Instant::now() < end, "the relay does not listen on {}", self.address);
-            std::thread::yield_now();
-        }
+        harness::until("the relay does not listen", || std::net::TcpStream::connect(self.address).is_ok());
     }
 }
 
