@@ -17,6 +17,7 @@ pub mod counters;
 pub mod namespace;
 pub mod process;
 pub mod terminal;
+pub mod usage;
 
 pub use coder::{Server, clean, coder};
 pub use process::{LIMIT, Process, run, run_within, text};

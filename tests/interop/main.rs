@@ -20,6 +20,7 @@ mod coordination;
 mod harness;
 mod peers;
 mod relay;
+mod speed;
 mod stun;
 mod table;
 mod tunnel;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells =
-        [relay::cells(), stun::cells(), tunnel::cells(), coordination::cells(), cells::cells()].into_iter().flatten().collect();
+    let cells = [relay::cells(), stun::cells(), tunnel::cells(), coordination::cells(), cells::cells(), speed::cells()];
+    let cells = cells.into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

@@ -12,6 +12,7 @@ pub use lines::Lines;
 pub use postgres::Postgres;
 pub use programs::{Program, Programs};
 
+use crate::speed::Figures;
 use rustix::process::Pid;
 use std::{
     collections::BTreeSet,
@@ -88,11 +89,19 @@ pub struct Context {
     programs: Programs,
     postgres: Mutex<Option<Result<Arc<Postgres>, String>>>,
     go_server: Mutex<Option<Result<Arc<Deployment>, String>>>,
+    /// What was measured, for the summary at the end.
+    pub figures: Figures,
 }
 
 impl Context {
     pub fn new(mode: Mode) -> Self {
-        Self { mode, programs: Programs::new(), postgres: Mutex::default(), go_server: Mutex::default() }
+        Self {
+            mode,
+            programs: Programs::new(),
+            postgres: Mutex::default(),
+            go_server: Mutex::default(),
+            figures: Figures::default(),
+        }
     }
 
     /// Whether the long forms are asked for.

@@ -44,11 +44,11 @@ pub struct Relay {
     pub address: SocketAddr,
     /// Where it answers STUN, if it does.
     pub stun: Option<u16>,
-    _hold: Hold,
+    hold: Hold,
 }
 
 enum Hold {
-    Derper { _process: Process, _dir: tempfile::TempDir },
+    Derper { process: Process, _dir: tempfile::TempDir },
     Go { _server: Arc<Deployment> },
     Ours { _server: Box<harness::Server> },
 }
@@ -59,12 +59,12 @@ impl Relay {
             Kind::Derper => Self::derper(context),
             Kind::GoServer => {
                 let server = context.go_server();
-                Self { address: socket_address(&server.url), stun: None, _hold: Hold::Go { _server: server } }
+                Self { address: socket_address(&server.url), stun: None, hold: Hold::Go { _server: server } }
             }
             Kind::OurServer => {
                 let server = Box::new(harness::Server::start(&[]));
                 let address = socket_address(&server.url);
-                Self { address, stun: Some(address.port()), _hold: Hold::Ours { _server: server } }
+                Self { address, stun: Some(address.port()), hold: Hold::Ours { _server: server } }
             }
         }
     }
@@ -79,9 +79,17 @@ impl Relay {
         let mut process = Process::start("derper", command);
         process.wait_for("derper: serving on");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let relay = Self { address, stun: Some(stun), _hold: Hold::Derper { _process: process, _dir: dir } };
+        let relay = Self { address, stun: Some(stun), hold: Hold::Derper { process, _dir: dir } };
         relay.await_listener();
         relay
+    }
+
+    /// The process of a relay of its own.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.hold {
+            Hold::Derper { process, .. } => Some(process.child.id()),
+            Hold::Go { .. } | Hold::Ours { .. } => None,
+        }
     }
 
     /// It says that it serves a moment before it does.
