@@ -123,7 +123,10 @@ impl Figures {
             });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
-        let warning = if cfg!(debug_assertions) { "A debug build: ours mean nothing.\n" } else { "" };
-        Some(format!("{warning}{}", table.iter().map(line).collect::<Vec<_>>().join("\n")))
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = format!("Both ends, the relay and what measures share {cores} cores.");
+        let warning = cfg!(debug_assertions).then(|| "A debug build: ours mean nothing.".to_owned());
+        let lines = [shared].into_iter().chain(warning).chain(table.iter().map(line));
+        Some(lines.collect::<Vec<_>>().join("\n"))
     }
 }
