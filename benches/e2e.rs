@@ -7,6 +7,10 @@
 #![cfg(all(unix, feature = "cli", feature = "agent", feature = "server"))]
 #![allow(clippy::print_stdout, reason = "a bench prints its results")]
 
+#[path = "../tests/harness/usage.rs"]
+#[allow(unreachable_pub, reason = "shared with the tests")]
+mod usage;
+
 use std::{
     error::Error,
     fs,
@@ -32,6 +36,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
+use usage::{Memory, Usage};
 use uuid::Uuid;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -429,46 +434,18 @@ async fn idle(server: &Server) -> Result<()> {
         row("idle ssh --stdio, context switches", "not known here", "≤ 4 /s");
         return Ok(());
     };
+    let used = after.since(before);
     let seconds = IDLE.as_secs_f64();
     let per_second = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / seconds;
-    row("  context switches, voluntary", &format!("{:.1} /s", per_second(after.switches - before.switches)), "≤ 4 /s");
-    let busy = per_second((after.busy - before.busy).as_micros().try_into()?) / 1e3;
+    row("  context switches, voluntary", &format!("{:.1} /s", per_second(used.switches)), "≤ 4 /s");
+    let busy = per_second(used.busy.as_micros().try_into()?) / 1e3;
     row("  processor time", &format!("{busy:.2} ms/s"), "≤ 0.2 ms/s");
     Ok(())
 }
 
-/// What a process has used, its threads added up.
-struct Usage {
-    switches: u64,
-    busy: Duration,
-}
-
-impl Usage {
-    fn of(pid: u32) -> Option<Self> {
-        let mut usage = Self { switches: 0, busy: Duration::ZERO };
-        for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-            let task = task.ok()?.path();
-            usage.switches += field(&task.join("status"), "voluntary_ctxt_switches:")?;
-            let scheduled = fs::read_to_string(task.join("schedstat")).ok()?;
-            usage.busy += Duration::from_nanos(scheduled.split(' ').next()?.parse().ok()?);
-        }
-        Some(usage)
-    }
-}
-
-/// The number of a line of a file of `/proc`.
-fn field(file: &Path, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
-}
-
 fn memory(what: &str, pid: Option<u32>, target: &str) {
-    let folder = PathBuf::from(format!("/proc/{}", pid.unwrap_or(0)));
-    let (resident, own) = (field(&folder.join("status"), "VmRSS:"), field(&folder.join("smaps_rollup"), "Pss:"));
-    let here = match resident {
-        Some(kilobytes) => format!("{:.1} MB", megabytes(kilobytes * 1024)),
-        None => "not known here".to_owned(),
-    };
-    let share = own.map_or_else(String::new, |kilobytes| format!(" (its share, PSS: {:.1} MB)", megabytes(kilobytes * 1024)));
+    let memory = pid.and_then(Memory::of);
+    let here = memory.map_or_else(|| "not known here".to_owned(), |m| format!("{:.1} MB", megabytes(m.resident)));
+    let share = memory.map_or_else(String::new, |m| format!(" (its share, PSS: {:.1} MB)", megabytes(m.share)));
     row(what, &here, &format!("{target}{share}"));
 }

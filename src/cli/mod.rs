@@ -11,6 +11,7 @@ mod deployment;
 mod list;
 mod login;
 mod logs;
+mod memory;
 mod output;
 mod ping;
 mod quickstart;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 /// Runs the command line of this process and gives its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    memory::give_back_large_buffers();
     let cli = match args::parse() {
         Ok(cli) => cli,
         Err(e) if e.exit_code() == 0 => {

@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod process;
 pub mod shapes;
 pub mod terminal;
+pub mod usage;
 
 pub use coder::{Server, clean, coder};
 pub use process::{LIMIT, Process, run, run_within, text, until, until_within};

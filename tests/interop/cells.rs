@@ -2,8 +2,7 @@
 
 use crate::{
     harness::{LIMIT, Process, noise, run_within, terminal::Terminal, text},
-    peers::{Context, Deployment, GO_SERVER, Need, Program, Side, runtime, socket_address},
-    relay::Front,
+    peers::{Context, Deployment, Front, GO_SERVER, Need, Program, Side, runtime, socket_address},
     table::{Cell, Outcome, step},
 };
 use anyhow::{Context as _, anyhow, bail, ensure};

@@ -16,11 +16,13 @@
 
 mod cells;
 mod coordination;
+mod figures;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod peers;
 mod relay;
 mod shapes;
+mod speed;
 mod stun;
 mod table;
 mod tunnel;
@@ -36,9 +38,8 @@ fn main() -> ExitCode {
         }
     };
     // The order of the issue; each group is a list of cells.
-    let cells = [relay::cells(), stun::cells(), tunnel::cells(), coordination::cells(), cells::cells(), shapes::cells()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cells =
+        [relay::cells(), stun::cells(), tunnel::cells(), coordination::cells(), cells::cells(), shapes::cells(), speed::cells()];
+    let cells = cells.into_iter().flatten().collect();
     table::run(&arguments, cells)
 }

@@ -1,24 +1,17 @@
 //! Row 1: our relay client on Go relays, Go clients on ours.
 
 mod client;
-mod front;
-mod servers;
-
-pub use client::{region, region_id, relays, secret};
-pub use front::Front;
-pub use servers::{GoClient, Kind, Relay};
+mod go_client;
 
 use crate::{
-    peers::{Context, Lines, Need, Program, runtime},
+    peers::{Context, Front, Kind, Lines, Need, Program, Relay, netcheck, region, region_id, runtime, secret},
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, anyhow, bail, ensure};
-use client::{Client, News};
-use serde_json::{Value, json};
-use std::{
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use client::{Client, News, relays};
+use go_client::GoClient;
+use serde_json::json;
+use std::time::{Duration, Instant};
 use tailnet::{base::NodeKey, wire::derp::RelayMap};
 
 const ROW: &str = "relay";
@@ -285,17 +278,6 @@ fn go_latency_check(context: &Context) -> Outcome {
     let report = netcheck(context, Program::Netcheck, &map)?;
     let latency = report["netcheck"]["RegionLatency"][region_id().to_string()].as_u64();
     Ok(format!("{:.1?}", Duration::from_nanos(latency.context("the region has no latency")?)))
-}
-
-/// What a Go netcheck finds about a relay map.
-pub fn netcheck(context: &Context, program: Program, map: &RelayMap) -> Result<Value, anyhow::Error> {
-    let mut command = context.program(program);
-    command.stdin(Stdio::piped());
-    let out = crate::harness::run(command, map.to_json().to_string().as_bytes());
-    if !out.status.success() {
-        bail!("netcheck ended with {}: {}", out.status, crate::harness::text(&out.stderr));
-    }
-    Ok(serde_json::from_slice(&out.stdout)?)
 }
 
 /// Idle connections of each kind stand, and their relays say so every minute. The long form waits past the two minutes

@@ -1,8 +1,10 @@
 //! Row 2: STUN in both directions, and netcheck's verdicts.
 
 use crate::{
-    peers::{Context, Deployment, GO_SERVER, Lines, Need, Program, Side, free_tcp_port, free_udp_port, runtime},
-    relay::{Front, Kind, Relay, netcheck, region, region_id},
+    peers::{
+        Context, Deployment, Front, GO_SERVER, Kind, Lines, Need, Program, Relay, Side, free_tcp_port, free_udp_port, netcheck,
+        region, region_id, runtime,
+    },
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, ensure};

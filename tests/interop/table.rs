@@ -122,6 +122,9 @@ pub fn run(arguments: &Arguments, cells: Vec<Cell>) -> ExitCode {
             for cell in cells {
                 one(&context, cell, &mut sum, &mut late);
             }
+            if let Some(summary) = context.figures.summary() {
+                println!("\n{summary}");
+            }
             end(context, late);
         }
     }

@@ -3,8 +3,7 @@
 use super::{ROW, UNKNOWN_CALL};
 use crate::{
     harness::LIMIT,
-    peers::{Context, GO_SERVER, Lines, Need, Program, free_tcp_port, runtime},
-    relay::{region, secret},
+    peers::{Context, GO_SERVER, Lines, Need, Program, free_tcp_port, region, runtime, secret},
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, anyhow, bail, ensure};

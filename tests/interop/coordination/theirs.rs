@@ -3,8 +3,7 @@
 use super::{ROW, UNKNOWN_CALL};
 use crate::{
     harness::{LIMIT, Process, run_within, text},
-    peers::{Context, Deployment, Lines, Need, Program, Side, runtime, socket_address},
-    relay::Front,
+    peers::{Context, Deployment, Front, Lines, Need, Program, Side, runtime, socket_address},
     table::{Cell, Outcome, step},
 };
 use anyhow::{Context as _, bail, ensure};

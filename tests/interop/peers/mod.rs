@@ -1,17 +1,21 @@
 //! What the cells run against: Go programs, PostgreSQL, servers, agents, command lines. Each is a guard that ends its
 //! processes; what several cells use is started once.
-#![allow(dead_code, reason = "each row uses its part")]
 
 pub mod deployment;
+pub mod front;
 pub mod lines;
 pub mod postgres;
 pub mod programs;
+pub mod relays;
 
 pub use deployment::{Deployment, Side};
+pub use front::Front;
 pub use lines::Lines;
 pub use postgres::Postgres;
 pub use programs::{Program, Programs};
+pub use relays::{Kind, Relay, netcheck, region, region_id, secret};
 
+use crate::figures::Figures;
 use rustix::process::Pid;
 use std::{
     collections::BTreeSet,
@@ -88,11 +92,19 @@ pub struct Context {
     programs: Arc<Programs>,
     postgres: Mutex<Option<Result<Arc<Postgres>, String>>>,
     go_server: Mutex<Option<Result<Arc<Deployment>, String>>>,
+    /// What was measured, for the summary at the end.
+    pub figures: Figures,
 }
 
 impl Context {
     pub fn new(mode: Mode) -> Self {
-        Self { mode, programs: Arc::new(Programs::new()), postgres: Mutex::default(), go_server: Mutex::default() }
+        Self {
+            mode,
+            programs: Arc::new(Programs::new()),
+            postgres: Mutex::default(),
+            go_server: Mutex::default(),
+            figures: Figures::default(),
+        }
     }
 
     /// Whether the long forms are asked for.

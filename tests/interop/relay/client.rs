@@ -1,15 +1,15 @@
 //! Our relay client in the role of `derppeer`: numbered packets, acknowledged, at most sixteen under way.
 
+use crate::peers::{region, region_id};
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, future::poll_fn, task::Poll, time::Duration};
 use tailnet::{
-    base::{NodeKey, NodeSecret, RegionId},
+    base::{NodeKey, NodeSecret},
     driver::{
         clock,
         http::{Http, HttpOptions, ProxyChoice},
         relay::{Incoming, Link, RelayCounters, Relays, State},
     },
-    wire::derp::{Region, RelayNode},
 };
 use tokio::time::timeout;
 
@@ -22,28 +22,6 @@ pub const GREAT_EVERY: u32 = 500;
 pub const GREATEST: usize = 65_536;
 const DATA: u8 = b'D';
 const ACK: u8 = b'A';
-
-pub fn secret() -> NodeSecret {
-    NodeSecret::generate(&mut clock::random().unwrap())
-}
-
-pub fn region_id() -> RegionId {
-    RegionId::new(7).unwrap()
-}
-
-/// A region with one plain HTTP relay on loopback and no STUN. Without STUN a Go netcheck has only the relay's answer to
-/// measure, no ICMP.
-pub fn region(port: u16) -> Region {
-    let node = RelayNode {
-        name: "7a".into(),
-        host: "127.0.0.1".into(),
-        stun_port: None,
-        relay_port: port,
-        plain_http: true,
-        ..RelayNode::default()
-    };
-    Region { nodes: vec![node], ..Region::default() }
-}
 
 pub fn relays(secret: &NodeSecret, websocket_only: bool) -> Relays {
     let options = HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() };

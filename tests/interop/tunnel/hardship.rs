@@ -7,7 +7,10 @@ use super::{
     streams::{Pace, accept, dial, echo, echo_server, receive, receive_noting, round_trip, send_while, within},
     transfers::{bulk, well},
 };
-use crate::{peers::Context, relay::Kind, table::Outcome};
+use crate::{
+    peers::{Context, Kind},
+    table::Outcome,
+};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use std::{

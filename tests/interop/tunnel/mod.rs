@@ -9,8 +9,7 @@ mod streams;
 mod transfers;
 
 use crate::{
-    peers::{Context, Need, Program, runtime},
-    relay::Kind,
+    peers::{Context, Kind, Need, Program, runtime},
     table::{Cell, Outcome},
 };
 use pair::{Dialler, Pair, Way};

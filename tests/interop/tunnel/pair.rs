@@ -1,10 +1,7 @@
 //! A node of ours and a Go node that know each other, with a relay between them.
 
 use super::node::{GoNode, LIMIT};
-use crate::{
-    peers::Context,
-    relay::{Kind, Relay, region, region_id},
-};
+use crate::peers::{Context, Kind, Relay, region, region_id};
 use anyhow::{Context as _, ensure};
 use prost::Message as _;
 use serde_json::json;

@@ -5,7 +5,10 @@ use super::{
     pair::{Dialler, Pair, Way},
     streams::{Pace, accept, dial, echo, echo_server, receive, round_trip, send, send_while, speed, within},
 };
-use crate::{peers::Context, relay::Kind, table::Outcome};
+use crate::{
+    peers::{Context, Kind},
+    table::Outcome,
+};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};

@@ -1,10 +1,15 @@
-//! The relays of the row, and Go clients on them.
+//! Relays of all sides, and the maps that lead to them.
 
-use crate::{
-    harness::{self, Process},
-    peers::{Context, Deployment, Lines, Need, Program, free_tcp_port, free_udp_port, socket_address},
+use super::{Context, Deployment, Need, Program, free_tcp_port, free_udp_port, socket_address};
+use crate::harness::{self, Process};
+use anyhow::bail;
+use serde_json::Value;
+use std::{net::SocketAddr, process::Stdio, sync::Arc};
+use tailnet::{
+    base::{NodeSecret, RegionId},
+    driver::clock,
+    wire::derp::{Region, RelayMap, RelayNode},
 };
-use std::{net::SocketAddr, sync::Arc};
 
 /// Which relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +45,11 @@ pub struct Relay {
     pub address: SocketAddr,
     /// Where it answers STUN, if it does.
     pub stun: Option<u16>,
-    _hold: Hold,
+    hold: Hold,
 }
 
 enum Hold {
-    Derper { _process: Process, _dir: tempfile::TempDir },
+    Derper { process: Process, _dir: tempfile::TempDir },
     Go { _server: Arc<Deployment> },
     Ours { _server: Box<harness::Server> },
 }
@@ -55,12 +60,12 @@ impl Relay {
             Kind::Derper => Self::derper(context),
             Kind::GoServer => {
                 let server = context.go_server();
-                Self { address: socket_address(&server.url), stun: None, _hold: Hold::Go { _server: server } }
+                Self { address: socket_address(&server.url), stun: None, hold: Hold::Go { _server: server } }
             }
             Kind::OurServer => {
                 let server = Box::new(harness::Server::start(&[]));
                 let address = socket_address(&server.url);
-                Self { address, stun: Some(address.port()), _hold: Hold::Ours { _server: server } }
+                Self { address, stun: Some(address.port()), hold: Hold::Ours { _server: server } }
             }
         }
     }
@@ -75,9 +80,17 @@ impl Relay {
         let mut process = Process::start("derper", command);
         process.wait_for("derper: serving on");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let relay = Self { address, stun: Some(stun), _hold: Hold::Derper { _process: process, _dir: dir } };
+        let relay = Self { address, stun: Some(stun), hold: Hold::Derper { process, _dir: dir } };
         relay.await_listener();
         relay
+    }
+
+    /// The process of a relay of its own.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.hold {
+            Hold::Derper { process, .. } => Some(process.child.id()),
+            Hold::Go { .. } | Hold::Ours { .. } => None,
+        }
     }
 
     /// It says that it serves a moment before it does.
@@ -86,43 +99,35 @@ impl Relay {
     }
 }
 
-/// Which Go client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GoClient {
-    /// That of Coder's nodes.
-    Coder,
-    Upstream,
+pub fn secret() -> NodeSecret {
+    NodeSecret::generate(&mut clock::random().unwrap())
 }
 
-impl GoClient {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Coder => "Go client",
-            Self::Upstream => "upstream Go client",
-        }
-    }
+pub fn region_id() -> RegionId {
+    RegionId::new(7).unwrap()
+}
 
-    pub const fn program(self) -> Program {
-        match self {
-            Self::Coder => Program::DerpClient,
-            Self::Upstream => Program::UpstreamDerpClient,
-        }
-    }
+/// A region with one plain HTTP relay on loopback and no STUN. Without STUN a Go netcheck has only the relay's answer to
+/// measure, no ICMP.
+pub fn region(port: u16) -> Region {
+    let node = RelayNode {
+        name: "7a".into(),
+        host: "127.0.0.1".into(),
+        stun_port: None,
+        relay_port: port,
+        plain_http: true,
+        ..RelayNode::default()
+    };
+    Region { nodes: vec![node], ..Region::default() }
+}
 
-    /// Starts it and waits until it is logged in; gives its key.
-    pub fn connect(self, context: &Context, port: u16, websocket: bool, secret: Option<&str>) -> (Lines, String) {
-        let mut command = context.program(self.program());
-        command.args(["-url", &format!("http://127.0.0.1:{port}/derp")]);
-        if websocket {
-            command.arg("-websocket");
-        }
-        if let Some(secret) = secret {
-            command.args(["-key", secret]);
-        }
-        let mut client = Lines::start(self.name(), command);
-        let up = client.event("up");
-        client.ask(&serde_json::json!({ "op": "prefer" }));
-        client.settle();
-        (client, up["key"].as_str().unwrap().to_owned())
+/// What a Go netcheck finds about a relay map.
+pub fn netcheck(context: &Context, program: Program, map: &RelayMap) -> Result<Value, anyhow::Error> {
+    let mut command = context.program(program);
+    command.stdin(Stdio::piped());
+    let out = harness::run(command, map.to_json().to_string().as_bytes());
+    if !out.status.success() {
+        bail!("netcheck ended with {}: {}", out.status, harness::text(&out.stderr));
     }
+    Ok(serde_json::from_slice(&out.stdout)?)
 }
