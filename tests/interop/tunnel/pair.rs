@@ -5,15 +5,23 @@ use crate::peers::{Context, Kind, Relay, region, region_id};
 use anyhow::{Context as _, ensure};
 use prost::Message as _;
 use serde_json::json;
-use std::{net::SocketAddrV6, time::Duration};
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+    net::SocketAddrV6,
+    path::Path,
+    thread,
+    time::Duration,
+};
 use tailnet::{
     base::{client_address, node_id},
     driver::http::{Http, HttpOptions, ProxyChoice},
-    net::{Config, Counters, PathState, PingKind, Tailnet},
+    net::{Config, Counters, PCAP_HEADER, PathState, PingKind, Tailnet},
     wire::{coord::tailnet::Node, derp::RelayMap},
 };
 use tokio::{
     runtime::Runtime,
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -44,6 +52,17 @@ pub enum Way {
     Direct,
 }
 
+/// Where `TAILNET_INTEROP_PCAP` names a folder, all packets of our node go into a file there: to look at a cell that failed.
+fn capture(id: Uuid) -> Result<Option<mpsc::Sender<Vec<u8>>>, anyhow::Error> {
+    let Some(folder) = std::env::var_os("TAILNET_INTEROP_PCAP") else { return Ok(None) };
+    let mut file = BufWriter::new(File::create(Path::new(&folder).join(format!("{id}.pcap")))?);
+    file.write_all(&PCAP_HEADER)?;
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(1 << 16);
+    // The file is whole when the node is gone.
+    thread::spawn(move || std::iter::from_fn(|| receiver.blocking_recv()).try_for_each(|record| file.write_all(&record)));
+    Ok(Some(sender))
+}
+
 /// Our node in a runtime of its own, so that it can be ended as a crash would.
 pub struct Ours {
     pub tailnet: Tailnet,
@@ -58,6 +77,7 @@ impl Ours {
         let mut config = Config::client(Http::new("http://127.0.0.1:9", None, options)?)?;
         config.relay_map = Some(relays.clone());
         config.direct = false;
+        config.capture = capture(id)?;
         config.addresses = vec![client_address(id)];
         config.node_id = node_id(id);
         let runtime = crate::peers::runtime();

@@ -68,6 +68,24 @@ impl Flow {
         }
     }
 
+    /// Whether the peer's window is closed to bytes of ours.
+    pub(super) fn waits_for_a_window(&self) -> bool {
+        self.peer_window == Some(0) && self.view().send_queue() > 0 && !self.is_opening()
+    }
+
+    /// Has the engine go on that has bytes to send and no timer. A retransmission timer that ends at a closed window stops it,
+    /// and so does a window that opens behind a closed one while nothing but what is in flight is left to send: if what the
+    /// peer said last is lost then, both sides are silent for good.
+    pub(super) fn wake_engine(&mut self, now: Instant) {
+        if self.waits_for_a_window() {
+            // Told again that the window is closed, it begins to probe it.
+            self.tell_engine(now, 0);
+        } else if self.view().send_queue() > 0 && self.iface.poll_at(smol(now), &self.sockets).is_none() {
+            self.repair.first_again();
+            self.send_first_again(now);
+        }
+    }
+
     /// Makes the engine send the first unacknowledged segment at its next turn, by telling it three times more what
     /// the peer has acknowledged last. An ACK with another window first ends whatever it has counted so far.
     fn send_first_again(&mut self, now: Instant) {
@@ -78,24 +96,25 @@ impl Flow {
             1 => &[2, 1, 1, 1, 1],
             _ => &[window - 1, window, window, window, window],
         };
-        let (ack, seq) = (self.una(), self.rcv_nxt());
+        steps.iter().for_each(|window| self.tell_engine(now, *window));
+    }
+
+    /// Gives the engine an ACK as the peer would send it: what it has acknowledged last, with this window.
+    fn tell_engine(&mut self, now: Instant, window: u16) {
         let (mut packet, mut scratch) = (Vec::with_capacity(HEADERS), [0; REPLY]);
-        for window in steps {
-            packet.clear();
-            let tcp = Tcp {
-                src_port: self.key.remote_port,
-                dst_port: self.key.local_port,
-                seq,
-                ack,
-                flags: TcpFlags::ACK,
-                window: *window,
-                options: &[],
-                payload: &[],
-            };
-            tcp.write(Ipv6Addr::from_bits(self.key.remote), Ipv6Addr::from_bits(self.key.local), &mut packet);
-            let mut port = Port::new(Some(&packet), &mut scratch);
-            self.iface.poll_ingress_single(smol(now), &mut port, &mut self.sockets);
-        }
+        let tcp = Tcp {
+            src_port: self.key.remote_port,
+            dst_port: self.key.local_port,
+            seq: self.rcv_nxt(),
+            ack: self.una(),
+            flags: TcpFlags::ACK,
+            window,
+            options: &[],
+            payload: &[],
+        };
+        tcp.write(Ipv6Addr::from_bits(self.key.remote), Ipv6Addr::from_bits(self.key.local), &mut packet);
+        let mut port = Port::new(Some(&packet), &mut scratch);
+        self.iface.poll_ingress_single(smol(now), &mut port, &mut self.sockets);
     }
 
     /// Sends at once again what is unacknowledged: the path has changed, and what was in flight may be lost. Segments

@@ -471,7 +471,11 @@ impl Flow {
             self.follow(now, from, to);
         }
         let Some(packet) = emitted.and_then(|len| buf.get_mut(..len)) else {
+            let asked = self.repair.asked();
             self.repair.forget_asked();
+            if asked == Some(Again::All) {
+                self.wake_engine(now);
+            }
             return None;
         };
         self.finish(packet);
@@ -529,7 +533,11 @@ impl Flow {
         if self.end.is_some() {
             return Turn::Over;
         }
-        let at = self.iface.poll_at(smol(now), &self.sockets);
+        let mut at = self.iface.poll_at(smol(now), &self.sockets);
+        if at.is_none() && self.waits_for_a_window() {
+            self.wake_engine(now);
+            at = self.iface.poll_at(smol(now), &self.sockets);
+        }
         let at = at.map(|at| Instant::from_nanos(u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1_000)));
         if at.is_some_and(|at| at <= now) || self.repair.asked() == Some(Again::All) {
             return Turn::Now;

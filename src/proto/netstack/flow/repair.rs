@@ -147,6 +147,11 @@ impl Repair {
         self.asked = None;
     }
 
+    /// The first segment is sent again.
+    pub(super) const fn first_again(&mut self) {
+        self.asked = Some(Again::First);
+    }
+
     /// The engine cannot send the first segment alone: it shall start over.
     pub(super) const fn start_over(&mut self) {
         self.asked = Some(Again::All);

@@ -102,6 +102,25 @@ fn a_lost_window_update_is_found_by_probing() {
 }
 
 #[test]
+fn a_lost_window_update_is_found_after_a_timeout_at_the_closed_window() {
+    let mut w = World::new(6, ms(10));
+    let (a, b) = w.connect(80);
+    for _ in 0..100 {
+        w.a.write(a, &[0; 64_000]);
+        w.run(ms(20));
+    }
+    // What leaves after a change of the path reaches beyond B's closed window, and its timer ends there.
+    let now = w.now;
+    w.a.kick_peer(now, world::PEER);
+    w.run(secs(30));
+    w.link.get_mut(&Side::B).unwrap().dead = true;
+    w.read(Side::B, b);
+    w.run(ms(100));
+    w.link.get_mut(&Side::B).unwrap().dead = false;
+    w.until(secs(65), |w| (!w.read(Side::B, b).is_empty()).then_some(()));
+}
+
+#[test]
 fn acks_count_while_the_peers_window_is_closed() {
     let mut w = World::new(5, ms(10));
     let (a, b) = w.connect(80);
