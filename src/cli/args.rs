@@ -1,14 +1,17 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::config_ssh::{ConfigSsh, split_option};
+use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// Work with remote workspaces over an encrypted network inside this process.
 #[derive(Debug, Parser)]
-#[command(name = "coder", disable_version_flag = true, disable_help_subcommand = true, args_override_self = true)]
+#[command(name = "coder", version = crate::VERSION, disable_version_flag = true, disable_help_subcommand = true, args_override_self = true)]
 pub(super) struct Cli {
+    /// Print the version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     #[command(flatten)]
     pub(super) global: Global,
     #[command(subcommand)]
@@ -115,6 +118,8 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "CODER_DISABLE_DIRECT_CONNECTIONS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) disable_direct_connections: bool,
+    #[command(flatten)]
+    pub(super) ignored: Ignored,
 }
 
 #[derive(Debug, Subcommand)]
@@ -177,6 +182,10 @@ pub(super) struct List {
     /// Every workspace that you may see
     #[arg(short, long)]
     pub(super) all: bool,
+    /// Columns of the table, all by default
+    #[arg(short, long, value_name = "COLUMNS", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(COLUMNS),
+          ignore_case = true)]
+    pub(super) column: Vec<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     pub(super) output: Output,
@@ -242,7 +251,7 @@ pub(super) struct Ssh {
     #[arg(long, value_name = "DIR")]
     pub(super) network_info_dir: Option<PathBuf>,
     /// Time between two writes of that file
-    #[arg(long, default_value = "5s", value_parser = interval, value_name = "DURATION")]
+    #[arg(long, default_value = "5s", value_parser = interval, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) network_info_interval: Duration,
     /// Existing folder for a log file of this connection
     #[arg(short, long, env = "CODER_SSH_LOG_DIR", value_name = "DIR")]
@@ -304,13 +313,13 @@ pub(super) struct Ping {
     /// [OWNER/]WORKSPACE[.AGENT]
     pub(super) workspace: String,
     /// Time between two pings
-    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION")]
+    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) wait: Duration,
     /// Time until a ping counts as lost
-    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION")]
+    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) timeout: Duration,
     /// How many pings; 0 goes on until interrupted
-    #[arg(short, long, default_value = "0", value_name = "COUNT")]
+    #[arg(short, long, default_value = "0", value_name = "COUNT", allow_hyphen_values = true)]
     pub(super) num: u64,
     /// Begin each line with the local time
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
@@ -334,7 +343,7 @@ pub(super) struct Speedtest {
     #[arg(long, value_enum, default_value = "down", value_name = "DIRECTION")]
     pub(super) direction: Direction,
     /// How long to measure
-    #[arg(short, long, default_value = "5s", value_parser = test_time, value_name = "DURATION")]
+    #[arg(short, long, default_value = "5s", value_parser = test_time, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) time: Duration,
     /// File to write every packet of the tunnel to, for Wireshark
     #[arg(long, value_name = "FILE")]
@@ -409,49 +418,6 @@ pub(super) struct Agent {
     pub(super) quiet: bool,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Server {
-    /// Address to listen on
-    #[arg(long, env = "CODER_HTTP_ADDRESS", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
-    pub(super) http_address: SocketAddr,
-    /// URL under which users and agents reach the server; by default the HTTP address
-    #[arg(long, env = "CODER_ACCESS_URL", value_name = "URL")]
-    pub(super) access_url: Option<String>,
-    /// Folder of the database and the first user's token
-    #[arg(long, env = "CODER_DATA_DIR", value_name = "DIR")]
-    pub(super) data_dir: Option<PathBuf>,
-    /// UDP address of the STUN server; by default the HTTP address
-    #[arg(long, env = "CODER_STUN_ADDRESS", value_name = "ADDRESS")]
-    pub(super) stun_address: Option<SocketAddr>,
-    /// Let agents and users reach each other through relays only
-    #[arg(long, env = "CODER_BLOCK_DIRECT", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) block_direct_connections: bool,
-    /// Make agents and users reach the relay by WebSocket
-    #[arg(long, env = "CODER_DERP_FORCE_WEBSOCKETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) derp_force_websockets: bool,
-    /// File with more relays, a relay map in JSON; SIGUSR1 makes the server read it again
-    #[arg(long, env = "CODER_DERP_CONFIG_PATH", value_name = "FILE")]
-    pub(super) derp_config_path: Option<PathBuf>,
-    /// Prefix of the workspaces' names for OpenSSH
-    #[arg(long, env = "CODER_SSH_HOSTNAME_PREFIX", default_value = "coder.", value_name = "PREFIX", value_parser = part_of_host)]
-    pub(super) ssh_hostname_prefix: String,
-    /// Suffix of the workspaces' names for OpenSSH, without its dot
-    #[arg(long, env = "CODER_WORKSPACE_HOSTNAME_SUFFIX", default_value = "coder", value_name = "SUFFIX", value_parser = suffix)]
-    pub(super) workspace_hostname_suffix: String,
-    /// Options of OpenSSH for every workspace, KEY=VALUE or "KEY VALUE"; one or several
-    #[arg(long, env = "CODER_SSH_CONFIG_OPTIONS", value_name = "OPTIONS", value_delimiter = ',', value_parser = ssh_option)]
-    pub(super) ssh_config_options: Vec<(String, String)>,
-    /// On loopback, with a workspace named dev whose agent runs beside the server
-    #[arg(long)]
-    pub(super) dev: bool,
-}
-
-fn ssh_option(text: &str) -> Result<(String, String), String> {
-    split_option(text).map(|(key, value)| (key.to_owned(), value.to_owned()))
-}
-
 /// What may stand in a host name that goes to a shell.
 pub(super) fn part_of_host(text: &str) -> Result<String, String> {
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) && !text.starts_with('-');
@@ -520,6 +486,14 @@ mod tests {
         assert_eq!(explain(&parse("coder version --output2 json").unwrap_err()), "unknown flag: --output2");
         assert_eq!(explain(&parse("coder nope").unwrap_err()), "unrecognized subcommand \"nope\"");
         assert!(!explain(&parse("coder ping dev --wait 5").unwrap_err()).contains('\n'));
+    }
+
+    #[test]
+    fn flags_of_the_go_command_line_without_meaning_here_are_taken() {
+        parse("coder --no-version-warning --use-keyring=false ssh dev --no-feature-warning --disable-network-telemetry").unwrap();
+        let Command::List(list) = parse("coder list -c workspace,STATUS").unwrap().command else { panic!("not list") };
+        assert_eq!(list.column, ["workspace", "STATUS"]);
+        assert!(explain(&parse("coder ping dev --wait -1s").unwrap_err()).contains("invalid duration \"-1s\""));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::{
 use anyhow::Context as _;
 use std::time::Duration;
 
-const HEADS: [&str; 9] =
-    ["WORKSPACE", "TEMPLATE", "STATUS", "HEALTHY", "LAST BUILT", "CURRENT VERSION", "OUTDATED", "STARTS AT", "STOPS AFTER"];
+/// The columns by the names that `--column` takes; in capitals they are the table's heads.
+pub(super) const COLUMNS: [&str; 9] =
+    ["workspace", "template", "status", "healthy", "last built", "current version", "outdated", "starts at", "stops after"];
 
 pub(super) async fn run(global: &Global, args: &List) -> anyhow::Result<u8> {
     let deployment = Deployment::open(global).await?;
@@ -30,8 +31,14 @@ pub(super) async fn run(global: &Global, args: &List) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let now = clock::wall().since_unix();
-    let rows: Vec<Vec<String>> = workspaces.iter().map(|w| row(w, now)).collect();
-    output::line(&output::table(&HEADS, &rows))?;
+    let chosen: Vec<usize> = match args.column.as_slice() {
+        [] => (0..COLUMNS.len()).collect(),
+        names => names.iter().filter_map(|name| COLUMNS.iter().position(|column| column.eq_ignore_ascii_case(name))).collect(),
+    };
+    let pick = |cells: &[String]| chosen.iter().filter_map(|at| cells.get(*at).cloned()).collect::<Vec<_>>();
+    let rows: Vec<Vec<String>> = workspaces.iter().map(|w| pick(&row(w, now))).collect();
+    let heads = pick(&COLUMNS.map(str::to_uppercase));
+    output::line(&output::table(&heads.iter().map(String::as_str).collect::<Vec<_>>(), &rows))?;
     Ok(0)
 }
 

@@ -8,6 +8,7 @@ mod config_ssh;
 mod connect;
 mod create;
 mod deployment;
+mod ignored;
 mod list;
 mod login;
 mod logs;

@@ -1,8 +1,9 @@
 //! `coder server`: everything that a deployment needs in one process.
 
 use super::{
-    args::{Global, Server},
+    args::{Global, go_bool, part_of_host, suffix},
     config::ConfigDir,
+    config_ssh::split_option,
     logs,
     output::{self, quote},
 };
@@ -14,9 +15,64 @@ use crate::{
     server::{self, Running, SshHosts, StunAddress},
 };
 use anyhow::{Context as _, bail};
+use clap::Args;
 use etcetera::BaseStrategy as _;
-use std::{fs, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf};
 use tracing::level_filters::LevelFilter;
+
+/// Flags of `coder server`.
+#[derive(Debug, Args)]
+pub(super) struct Server {
+    /// Address to listen on
+    #[arg(long, env = "CODER_HTTP_ADDRESS", default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_parser = address)]
+    pub(super) http_address: SocketAddr,
+    /// URL under which users and agents reach the server; by default the HTTP address
+    #[arg(long, env = "CODER_ACCESS_URL", value_name = "URL")]
+    pub(super) access_url: Option<String>,
+    /// Folder of the database and the first user's token
+    #[arg(long, env = "CODER_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// UDP address of the STUN server; by default the HTTP address
+    #[arg(long, env = "CODER_STUN_ADDRESS", value_name = "ADDRESS")]
+    pub(super) stun_address: Option<SocketAddr>,
+    /// Let agents and users reach each other through relays only
+    #[arg(long, env = "CODER_BLOCK_DIRECT", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) block_direct_connections: bool,
+    /// Make agents and users reach the relay by WebSocket
+    #[arg(long, env = "CODER_DERP_FORCE_WEBSOCKETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) derp_force_websockets: bool,
+    /// File with more relays, a relay map in JSON; SIGUSR1 makes the server read it again
+    #[arg(long, env = "CODER_DERP_CONFIG_PATH", value_name = "FILE")]
+    pub(super) derp_config_path: Option<PathBuf>,
+    /// Prefix of the workspaces' names for OpenSSH
+    #[arg(long, env = "CODER_SSH_HOSTNAME_PREFIX", default_value = "coder.", value_name = "PREFIX", value_parser = part_of_host)]
+    pub(super) ssh_hostname_prefix: String,
+    /// Suffix of the workspaces' names for OpenSSH, without its dot
+    #[arg(long, env = "CODER_WORKSPACE_HOSTNAME_SUFFIX", default_value = "coder", value_name = "SUFFIX", value_parser = suffix)]
+    pub(super) workspace_hostname_suffix: String,
+    /// Options of OpenSSH for every workspace, KEY=VALUE or "KEY VALUE"; one or several
+    #[arg(long, env = "CODER_SSH_CONFIG_OPTIONS", value_name = "OPTIONS", value_delimiter = ',', value_parser = ssh_option)]
+    pub(super) ssh_config_options: Vec<(String, String)>,
+    /// On loopback, with a workspace named dev whose agent runs beside the server
+    #[arg(long)]
+    pub(super) dev: bool,
+}
+
+/// Reads an address to listen on: `IP:PORT`, `localhost:PORT`, or `:PORT` for all addresses of this machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let whole = match text.rsplit_once(':') {
+        Some(("", port)) => format!("0.0.0.0:{port}"),
+        Some(("localhost", port)) => format!("127.0.0.1:{port}"),
+        _ => text.to_owned(),
+    };
+    whole.parse().map_err(|_| "must be an address and a port, such as 127.0.0.1:3000".to_owned())
+}
+
+fn ssh_option(text: &str) -> Result<(String, String), String> {
+    split_option(text).map(|(key, value)| (key.to_owned(), value.to_owned()))
+}
 
 /// The workspace of `--dev`.
 pub(super) const DEV_WORKSPACE: &str = "dev";
@@ -116,4 +172,19 @@ fn data_dir(args: &Server) -> anyhow::Result<PathBuf> {
     }
     let strategy = etcetera::choose_base_strategy().context("no home folder is known: set HOME or pass --data-dir")?;
     Ok(strategy.data_dir().join(if args.dev { "coder-dev" } else { "coder-server" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_leave_its_host_out() {
+        for (text, whole) in [(":80", "0.0.0.0:80"), ("localhost:80", "127.0.0.1:80"), ("[::1]:80", "[::1]:80")] {
+            assert_eq!(address(text).unwrap().to_string(), whole);
+        }
+        for bad in ["", "80", "host:80", ":x"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
 }
