@@ -65,10 +65,11 @@ fn exchange(
     });
     let mut got = Vec::new();
     far.read_to_end(&mut got).unwrap();
-    assert!(got == up, "the way there, with its end");
+    assert!(got == up, "the way there, with its end: {} bytes", got.len());
     far.write_all(&down).unwrap();
     drop(far);
-    assert!(sender.join().unwrap() == down, "the way back");
+    let back = sender.join().unwrap();
+    assert!(back == down, "the way back: {} bytes", back.len());
 }
 
 fn exchange_tcp(near: TcpStream, far: TcpStream) {

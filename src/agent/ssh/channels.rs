@@ -6,12 +6,16 @@ use std::{
     collections::HashMap,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Most channels open at the same time on one connection.
 pub(super) const MAX_CHANNELS: usize = 4096;
+
+/// How long what a client sent may take to reach its reader once the client has closed the channel.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// The channels. Shared by the connection and by the tasks that wait for the client to take a channel of theirs.
 #[derive(Debug, Default)]
@@ -34,6 +38,16 @@ pub(super) struct Lane {
     pub(super) input: Arc<Input>,
     /// Set when the client closed the channel or is gone; the task sets it when it is done.
     pub(super) gone: CancellationToken,
+}
+
+impl Lane {
+    /// Returns when there is no use in going on: the client closed the channel, and what it had sent found no reader for
+    /// a while. A client sends its last bytes, their end and the close at once, so that the close finds bytes waiting.
+    pub(super) async fn given_up(&self) {
+        self.gone.cancelled().await;
+        self.input.finish();
+        sleep(LINGER).await;
+    }
 }
 
 #[derive(Debug)]

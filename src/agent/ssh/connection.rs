@@ -50,13 +50,8 @@ impl Connection {
     fn unstarted(&mut self, id: ChannelId, protocol: &Protocol) -> Option<(&mut Session, Channel)> {
         let lane = self.channels.get(id)?;
         let session = self.sessions.get_mut(&id).filter(|s| s.can_start())?;
-        let channel = Channel {
-            shared: Arc::clone(&self.shared),
-            handle: protocol.handle(),
-            input: lane.input,
-            gone: lane.gone,
-            open: self.open.token(),
-        };
+        let (shared, open) = (Arc::clone(&self.shared), self.open.token());
+        let channel = Channel { shared, handle: protocol.handle(), lane, open };
         Some((session, channel))
     }
 

@@ -57,32 +57,35 @@ pub(super) struct Forward {
 impl Forward {
     /// Connects, answers the client and carries bytes until both directions have ended, each by itself.
     pub(super) async fn connect(self, target: Target, reply: ChannelOpenHandle) {
-        let carry = async {
-            match target.connect().await {
-                Ok(socket) => {
-                    reply.accept().await;
-                    self.exchange(socket).await;
-                }
-                Err(error) => {
-                    tracing::debug!(?target, %error, "forward refused");
-                    let reason = error.to_string();
-                    reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
-                }
-            }
+        let connected = tokio::select! {
+            connected = target.connect() => connected,
+            () = self.lane.gone.cancelled() => return,
+            () = self.shared.stop.cancelled() => return,
         };
-        self.to_its_end(carry).await;
+        match connected {
+            Ok(socket) => {
+                reply.accept().await;
+                self.carry(socket).await;
+            }
+            Err(error) => {
+                tracing::debug!(?target, %error, "forward refused");
+                let reason = error.to_string();
+                reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
+                self.lane.gone.cancel();
+            }
+        }
     }
 
-    /// Carries bytes of a channel that the client took until both directions have ended, each by itself.
+    /// Carries bytes until both directions have ended, each by itself.
     pub(super) async fn carry(self, socket: Socket) {
-        self.to_its_end(self.exchange(socket)).await;
-    }
-
-    async fn to_its_end(&self, carry: impl Future<Output = ()>) {
         tokio::select! {
-            () = carry => {}
-            () = self.lane.gone.cancelled() => {}
-            () = self.shared.stop.cancelled() => self.output.close().await,
+            () = self.exchange(socket) => {}
+            () = self.lane.given_up() => {}
+            () = self.shared.stop.cancelled() => {}
+        }
+        if !self.lane.gone.is_cancelled() {
+            // At once: with `ssh -W` the client waits for this.
+            self.output.close().await;
         }
         self.lane.gone.cancel();
     }
@@ -113,7 +116,11 @@ impl Forward {
             let _ = writer.shutdown().await;
         };
         let down = async {
-            let whole = self.output.copy(reader, None, &self.shared).await;
+            let whole = tokio::select! {
+                whole = self.output.copy(reader, None, &self.shared) => whole,
+                // Nobody hears any more, but what was sent is still delivered.
+                () = self.lane.gone.cancelled() => return,
+            };
             self.output.finish().await;
             if !whole {
                 // Reset: nothing more can be delivered either.
@@ -122,7 +129,5 @@ impl Forward {
             }
         };
         tokio::join!(up, down);
-        // At once: with `ssh -W` the client waits for this.
-        self.output.close().await;
     }
 }

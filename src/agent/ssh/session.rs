@@ -2,6 +2,7 @@
 
 use super::{
     Shared,
+    channels::Lane,
     input::Input,
     process::{Group, Io, Launch, Process},
     sftp,
@@ -30,7 +31,7 @@ use tokio::{
     process::Child,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Exit status of a command that the agent could not start or serve.
 pub(super) const NOT_STARTED: u32 = 229;
@@ -158,9 +159,7 @@ impl From<io::Result<ExitStatus>> for Exit {
 pub(super) struct Channel {
     pub(super) shared: Arc<Shared>,
     pub(super) handle: Handle,
-    pub(super) input: Arc<Input>,
-    /// Set when the client closed the channel or is gone; the task sets it when it is done.
-    pub(super) gone: CancellationToken,
+    pub(super) lane: Lane,
     /// Held until the channel is closed.
     pub(super) open: TaskTrackerToken,
 }
@@ -288,9 +287,9 @@ impl Session {
                 shared.tasks.spawn(async move {
                     let _active = active;
                     let told = output.complain(text);
-                    tokio::select! { () = told => {} () = channel.gone.cancelled() => {} }
+                    tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
                     output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
-                    channel.gone.cancel();
+                    channel.lane.gone.cancel();
                 });
             }
         }
@@ -318,7 +317,7 @@ struct Serve {
 impl Serve {
     async fn run(self) {
         let Self { mut child, group, ended, ends, output, channel, greeting, active } = self;
-        let Channel { shared, handle, input, gone, open } = channel;
+        let Channel { shared, handle, lane: Lane { input, gone }, open } = channel;
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
             if let Some(greeting) = greeting.filter(|g| !g.is_empty())

@@ -16,7 +16,9 @@ mod paths;
 mod tests;
 
 use super::{
-    session::{Channel, Exit, Output, beside},
+    Shared,
+    channels::Lane,
+    session::{Channel, Exit, NOT_STARTED, Output, beside},
     stats::ActiveSession,
 };
 use crate::wire::sftp::{Broken, HEADER, first_packet};
@@ -37,16 +39,16 @@ const BROKEN: u32 = 1;
 
 /// Serves one session to the end of the client's requests.
 pub(super) async fn serve(output: Output, channel: Channel, active: ActiveSession) {
-    let Channel { shared, handle, input, gone, open } = channel;
+    let Channel { shared, handle, lane, open } = channel;
     let paths = Paths::new(&shared.profile(), &shared.account);
     let exchange = async {
         let (requests, answers, end) = start(paths)?;
-        let carried = carry(&output, &shared, answers);
+        let carried = carry(&output, &shared, &lane, answers);
         let feed = async {
-            while let Some(data) = input.next().await {
+            while let Some(data) = lane.input.next().await {
                 shared.stats.received(data.len());
                 if requests.send(data).await.is_err() {
-                    return input.discard();
+                    return lane.input.discard();
                 }
             }
             // The thread ends when it has answered what it has.
@@ -57,30 +59,38 @@ pub(super) async fn serve(output: Output, channel: Channel, active: ActiveSessio
     };
     let ended = tokio::select! {
         ended = exchange => Some(ended),
-        () = gone.cancelled() => None,
+        // Until then, what a client wrote before it closed the channel is still done.
+        () = lane.given_up() => None,
         () = shared.stop.cancelled() => None,
     };
-    match ended {
-        Some(Ok(())) => output.report(&handle, Exit::Code(0)).await,
-        Some(Err(error)) => {
-            tracing::debug!(%error, "sftp session");
-            let status = if error.get_ref().is_some_and(|e| e.is::<Broken>()) { BROKEN } else { super::session::NOT_STARTED };
-            let told = output.complain(format!("sftp: {error}\r\n"));
-            tokio::select! { () = told => {} () = gone.cancelled() => {} }
-            output.report(&handle, Exit::Code(status)).await;
+    if !lane.gone.is_cancelled() {
+        match ended {
+            Some(Ok(())) => output.report(&handle, Exit::Code(0)).await,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "sftp session");
+                let status = if error.get_ref().is_some_and(|e| e.is::<Broken>()) { BROKEN } else { NOT_STARTED };
+                let told = output.complain(format!("sftp: {error}\r\n"));
+                tokio::select! { () = told => {} () = lane.gone.cancelled() => {} }
+                output.report(&handle, Exit::Code(status)).await;
+            }
+            None => output.close().await,
         }
-        None => output.close().await,
     }
-    gone.cancel();
+    lane.gone.cancel();
     drop((output, active, handle, open));
 }
 
-/// Sends what the thread answers until it has ended or the client is gone.
-async fn carry(output: &Output, shared: &super::Shared, mut answers: mpsc::Receiver<Bytes>) {
+/// Sends what the thread answers until it has ended. Nobody hears the answers any more when the client is gone.
+async fn carry(output: &Output, shared: &Shared, lane: &Lane, mut answers: mpsc::Receiver<Bytes>) {
     while let Some(answer) = answers.recv().await {
+        if lane.gone.is_cancelled() {
+            continue;
+        }
         shared.stats.sent(answer.len());
-        if output.send(None, answer).await.is_err() {
-            return;
+        tokio::select! {
+            // A client that is gone is noticed above.
+            _ = output.send(None, answer) => {}
+            () = lane.gone.cancelled() => {}
         }
     }
 }

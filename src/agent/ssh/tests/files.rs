@@ -109,6 +109,26 @@ async fn files_are_closed_with_the_channel_and_with_the_connection() {
     closed(&two).await;
 }
 
+#[tokio::test]
+async fn what_was_written_before_the_channel_was_closed_is_still_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let (client, _) = connect(&server()).await;
+    let channel = session(&client).await;
+    let block = vec![7; 200_000];
+    let mut requests = vec![create(&path)];
+    // Fewer answers than the client library keeps for a reader that takes none.
+    requests.extend((0..50u64).map(|i| Request::Write { handle: &HANDLE, offset: i * 200_000, data: &block }));
+    channel.data(&packets(&requests)[..]).await.unwrap();
+    channel.close().await.unwrap();
+    within(async {
+        while fs::metadata(&path).map_or(0, |m| m.len()) < 10_000_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// Whether this process has the file open.
 fn is_open(path: &Path) -> bool {
     let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());

@@ -81,6 +81,20 @@ async fn a_port_of_the_workspace_leads_to_the_client_until_it_is_given_back() {
 }
 
 #[tokio::test]
+async fn what_was_sent_before_the_channel_was_closed_still_arrives() {
+    let (client, _keys, mut offers) = connect_and_listen(&server()).await;
+    let port = u16::try_from(client.tcpip_forward("127.0.0.1", 0).await.unwrap()).unwrap();
+    let socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (_, channel) = accept(&mut offers).await;
+    let sent = vec![3; 3 << 20];
+    channel.data(&sent[..]).await.unwrap();
+    channel.close().await.unwrap();
+    // The reader begins only when the close has been dealt with.
+    still_works(&client).await;
+    assert!(read_to_end(socket).await == sent);
+}
+
+#[tokio::test]
 async fn a_port_is_listened_on_for_both_families_where_there_are_two() {
     let (client, _keys, mut offers) = connect_and_listen(&server()).await;
     for address in ["", "localhost"] {
