@@ -38,6 +38,13 @@ pub struct Profile {
     pub motd: PathBuf,
 }
 
+impl Profile {
+    /// Where commands start and relative paths begin: the root where even the home is no folder.
+    pub(crate) fn folder<'a>(&'a self, account: &'a Account) -> &'a Path {
+        [&self.directory, &account.home].into_iter().find(|d| d.is_dir()).map_or(Path::new("/"), |d| d)
+    }
+}
+
 impl fmt::Debug for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Profile")
@@ -70,12 +77,16 @@ pub(crate) struct Sources<'a> {
     /// The agent's own binary.
     pub(crate) executable: &'a Path,
     pub(crate) terminal: Option<Terminal<'a>>,
+    /// The socket behind which the client's key agent answers.
+    pub(crate) key_agent: Option<&'a Path>,
+    /// The X11 display that leads to the client's.
+    pub(crate) display: Option<&'a str>,
 }
 
 impl Sources<'_> {
     /// The environment, each name once.
     pub(crate) fn build(&self) -> BTreeMap<OsString, OsString> {
-        let Self { profile, account, process, client, executable, terminal } = *self;
+        let Self { profile, account, process, client, executable, terminal, key_agent, display } = *self;
         let mut out: BTreeMap<OsString, OsString> = BTreeMap::new();
         let mut put = |name: &str, value: OsString| out.insert(name.into(), value);
         put("CODER", "true".into());
@@ -127,6 +138,12 @@ impl Sources<'_> {
         if let Some(terminal) = terminal {
             out.insert("TERM".into(), terminal.kind.into());
             out.insert("SSH_TTY".into(), terminal.device.into());
+        }
+        if let Some(socket) = key_agent {
+            out.insert("SSH_AUTH_SOCK".into(), socket.into());
+        }
+        if let Some(display) = display {
+            out.insert("DISPLAY".into(), display.into());
         }
         out
     }
@@ -193,6 +210,8 @@ mod tests {
             client: &client,
             executable: Path::new("/opt/coder"),
             terminal,
+            key_agent: tty.then_some(Path::new("/tmp/a/agent")),
+            display: tty.then_some("localhost:10.0"),
         };
         sources.build().into_iter().map(|(n, v)| (n.into_string().unwrap(), v.into_string().unwrap())).collect()
     }
@@ -232,8 +251,9 @@ mod tests {
 
     #[test]
     fn the_connection_variables_are_always_there_and_the_terminal_ones_with_a_terminal() {
-        let env = build(&Profile::default(), &[("TERM", "dumb")], &[], true);
+        let env = build(&Profile::default(), &[("TERM", "dumb"), ("SSH_AUTH_SOCK", "/mine")], &[], true);
         assert_eq!((env["TERM"].as_str(), env["SSH_TTY"].as_str()), ("xterm", "/dev/pts/7"));
+        assert_eq!((env["SSH_AUTH_SOCK"].as_str(), env["DISPLAY"].as_str()), ("/tmp/a/agent", "localhost:10.0"));
         let env = build(&Profile::default(), &[], &[("SSH_CLIENT", "9")], false);
         assert_eq!((env["SSH_CLIENT"].as_str(), env["SSH_CONNECTION"].as_str()), ("0.0.0.0 0 0", "0.0.0.0 0 0.0.0.0 0"));
         assert!(!env.contains_key("SSH_TTY"));

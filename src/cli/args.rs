@@ -1,6 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server};
+use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -259,6 +259,8 @@ pub(super) struct Ssh {
     /// What the use of the workspace is reported as: ssh, vscode, jetbrains; disable reports nothing
     #[arg(long, env = "CODER_SSH_USAGE_APP", default_value = "ssh", value_name = "APP", hide = true)]
     pub(super) usage_app: String,
+    #[command(flatten)]
+    pub(super) key_agent: KeyAgentArgs,
 }
 
 /// Whether a session waits for the startup scripts of its workspace.

@@ -3,6 +3,8 @@
 use crate::{
     Lab,
     harness::{
+        have,
+        keys::{KEY_TOOLS, Keys},
         noise,
         process::{LIMIT, Process, run, text},
         terminal::Terminal,
@@ -51,6 +53,36 @@ fn a_command_gets_a_terminal_only_when_asked_for() {
     inside.wait_for("not a tty");
     inside.wait_for("end");
     assert_eq!(inside.wait(LIMIT).code(), Some(0));
+}
+
+#[test]
+fn the_local_keys_are_there_in_a_session_that_asks() {
+    if !have(&KEY_TOOLS) {
+        return;
+    }
+    let (lab, folder) = (Lab::new(), tempfile::tempdir().unwrap());
+    let keys = Keys::start(folder.path());
+    let ssh = |flags: &[&str], socket: &str| {
+        let mut command = lab.server.coder(&[&["ssh"], flags, &["dev", "--", "ssh-add -l && ssh-add -l"]].concat());
+        run(
+            {
+                command.env("SSH_AUTH_SOCK", socket);
+                command
+            },
+            b"",
+        )
+    };
+    let expected = keys.fingerprint.repeat(2);
+    for (flags, socket) in [(&["-A"][..], keys.socket.as_str()), (&["-A", "--identity-agent", &keys.socket], "")] {
+        let out = ssh(flags, socket);
+        assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), expected.clone()), "{flags:?} {}", text(&out.stderr));
+    }
+    assert_ne!(ssh(&[], &keys.socket).status.code(), Some(0), "it did not ask");
+    let out = ssh(&["-A"], "");
+    assert!(!out.status.success() && text(&out.stderr).contains("No key agent runs here"), "{}", text(&out.stderr));
+    // The agent of the workspace answers, but nobody does behind it.
+    let out = ssh(&["-A"], "/nowhere");
+    assert!(!out.status.success() && out.stdout.is_empty(), "{}", text(&out.stdout));
 }
 
 #[test]

@@ -15,6 +15,7 @@
 pub mod coder;
 pub mod counters;
 pub mod http;
+pub mod keys;
 pub mod namespace;
 pub mod process;
 pub mod shapes;

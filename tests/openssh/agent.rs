@@ -1,128 +1,22 @@
 //! The agent's SSH server as OpenSSH's client meets it, over loopback TCP.
 
-use crate::harness::{have, noise, text};
+use crate::{
+    harness::{noise, text},
+    host::{Host, eventually, finish},
+};
 use std::{
-    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::ExitStatusExt as _,
     path::Path,
-    process::{Child, Command, Output, Stdio},
-    sync::MutexGuard,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
-use tailnet::agent::{
-    Profile,
-    ssh::{Counters, Server},
-};
-
-/// Longest that any one command of a test may take.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// A server on a loopback port, with its own runtime and thread.
-struct Host {
-    port: u16,
-    server: Server,
-    runtime: tokio::runtime::Handle,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Host {
-    /// `None`, and a line that says so, where OpenSSH's client is not installed.
-    fn start() -> Option<Self> {
-        if !have(&["ssh"]) {
-            return None;
-        }
-        let turn = crate::turn();
-        let variables = BTreeMap::from([("FROM_TEMPLATE".to_owned(), "yes".to_owned())]);
-        let server = Server::new(Profile { workspace: "dev".into(), variables, ..Profile::default() });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        listener.set_nonblocking(true).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (handle, accepting) = (runtime.handle().clone(), server.clone());
-        thread::spawn(move || {
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    stream.set_nodelay(true).unwrap();
-                    let server = accepting.clone();
-                    tokio::spawn(async move { server.serve(stream).await });
-                }
-            });
-        });
-        Some(Self { port, server, runtime: handle, _turn: turn })
-    }
-
-    fn ssh(&self, options: &[&str]) -> Command {
-        let mut command = Command::new("ssh");
-        command
-            .args(["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"])
-            .args(["-o", "BatchMode=yes", "-p", &self.port.to_string()])
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs `command` in the workspace with `input` on its standard input.
-    fn run(&self, options: &[&str], command: &str, input: &[u8]) -> Output {
-        let mut child = self.ssh(options).args(["anyone@127.0.0.1", command]).stdin(Stdio::piped()).spawn().expect("ssh starts");
-        let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
-        let feed = thread::spawn(move || {
-            // A command that ended early closes the pipe.
-            let _ = stdin.write_all(&input);
-        });
-        let output = finish(child);
-        feed.join().unwrap();
-        output
-    }
-
-    fn counters(&self) -> Counters {
-        self.server.counters()
-    }
-}
-
-/// Waits for a child, which is killed when it takes too long.
-fn finish(mut child: Child) -> Output {
-    let id = child.id();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut stderr = child.stderr.take().unwrap();
-    let out = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stdout.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
-    let err = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stderr.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
-    let end = Instant::now() + LIMIT;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < end, "ssh {id} hangs");
-        thread::sleep(Duration::from_millis(2));
-    };
-    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
-}
 
 /// The receive window of OpenSSH's client for a session without a terminal: its `CHAN_SES_WINDOW_DEFAULT`. A client whose
 /// own reader has stopped takes this much and what its pipe holds, and not one byte more.
 const CLIENT_WINDOW: u64 = 2 << 20;
-
-/// Tries until `done` or the limit; nothing outside tells when a process has gone.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 fn alive(pid: &str) -> bool {
     Path::new("/proc").join(pid.trim()).join("exe").exists()

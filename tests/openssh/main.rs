@@ -11,8 +11,11 @@
 
 mod agent;
 mod config;
+mod files;
+mod forwards;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod host;
 mod tunnel;
 mod ways;
 

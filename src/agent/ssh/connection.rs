@@ -2,8 +2,10 @@
 
 use super::{
     Shared,
-    forward::Forward,
-    input::{HIGH, Input},
+    channels::{Channels, Lane},
+    forward::{Forward, Target},
+    input::HIGH,
+    listen::{Display, Listeners},
     session::{Channel, Output, Session},
     terminal::{Request, Size},
 };
@@ -11,68 +13,71 @@ use russh::{
     ChannelId, ChannelOpenFailure, Pty as Mode, Sig,
     server::{Auth, ChannelOpenHandle, Handler, Msg, Response, Session as Protocol, VerifiedPublicKey},
 };
-use std::{collections::HashMap, sync::Arc};
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use std::{collections::HashMap, io, sync::Arc};
+use tokio_util::task::TaskTracker;
 
-/// Most channels open at the same time on one connection.
-const MAX_CHANNELS: usize = 4096;
-
-/// One client. Dropped with its connection, which ends all its channels.
+/// One client. Dropped with its connection, which ends all its channels and listeners.
 pub(super) struct Connection {
     shared: Arc<Shared>,
     /// Its channels that are not closed yet.
     open: TaskTracker,
-    channels: HashMap<ChannelId, Entry>,
+    channels: Arc<Channels>,
+    sessions: HashMap<ChannelId, Session>,
+    listeners: Listeners,
 }
 
-struct Entry {
-    input: Arc<Input>,
-    gone: CancellationToken,
-    _ends: DropGuard,
-    session: Option<Session>,
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.channels.end();
+    }
 }
 
 impl Connection {
     pub(super) fn new(shared: Arc<Shared>, open: TaskTracker) -> Self {
-        Self { shared, open, channels: HashMap::new() }
+        let channels = Arc::<Channels>::default();
+        let listeners = Listeners::new(Arc::clone(&shared), open.clone(), Arc::clone(&channels));
+        Self { shared, open, channels, sessions: HashMap::new(), listeners }
     }
 
     /// Keeps a new channel, unless there are too many or the agent is stopping.
-    fn keep(&mut self, id: ChannelId, session: Option<Session>) -> Option<&Entry> {
+    fn keep(&mut self, id: ChannelId) -> Option<Lane> {
         // A channel that this side closed first is not reported back by russh.
-        self.channels.retain(|_, entry| !entry.gone.is_cancelled());
-        if self.channels.len() >= MAX_CHANNELS || self.shared.stop.is_cancelled() {
-            return None;
-        }
-        let gone = CancellationToken::new();
-        let entry = Entry { input: Arc::default(), _ends: gone.clone().drop_guard(), gone, session };
-        Some(self.channels.entry(id).insert_entry(entry).into_mut())
+        self.sessions.retain(|id, _| self.channels.get(*id).is_some_and(|lane| !lane.gone.is_cancelled()));
+        if self.shared.stop.is_cancelled() { None } else { self.channels.keep(id) }
     }
 
-    fn session(&mut self, id: ChannelId) -> Option<&mut Session> {
-        self.channels.get_mut(&id)?.session.as_mut()
+    /// The session of a channel on which nothing was started yet, and what its task needs.
+    fn unstarted(&mut self, id: ChannelId, protocol: &Protocol) -> Option<(&mut Session, Channel)> {
+        let lane = self.channels.get(id)?;
+        let session = self.sessions.get_mut(&id).filter(|s| s.can_start())?;
+        let (shared, open) = (Arc::clone(&self.shared), self.open.token());
+        let channel = Channel { shared, handle: protocol.handle(), lane, open };
+        Some((session, channel))
     }
 
     fn start(&mut self, id: ChannelId, command: Option<&[u8]>, protocol: &mut Protocol) -> Result<(), russh::Error> {
-        let Some(entry) = self.channels.get_mut(&id) else { return protocol.channel_failure(id) };
-        let Some(session) = entry.session.as_mut().filter(|s| s.can_start()) else {
-            return protocol.channel_failure(id);
-        };
+        let Some((session, channel)) = self.unstarted(id, protocol) else { return protocol.channel_failure(id) };
         // The answer is written now, output follows through the queue.
         protocol.channel_success(id)?;
-        let channel = Channel {
-            shared: Arc::clone(&self.shared),
-            handle: protocol.handle(),
-            input: Arc::clone(&entry.input),
-            gone: entry.gone.clone(),
-            open: self.open.token(),
-        };
         session.start(command, channel);
         Ok(())
     }
+
+    /// Connects a new channel to `target` in a task of its own.
+    async fn forward(&mut self, channel: russh::Channel<Msg>, target: Target, reply: ChannelOpenHandle) {
+        let (_, half) = channel.split();
+        let output = Output::new(half);
+        let Some(lane) = self.keep(output.id()) else {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        };
+        let forward = Forward { shared: Arc::clone(&self.shared), output, lane };
+        self.shared.tasks.spawn(self.open.track_future(forward.connect(target, reply)));
+    }
+}
+
+/// Whether it went well; if not, the log says why, since the client's answer cannot.
+fn told<T>(what: &str, done: io::Result<T>) -> Option<T> {
+    done.inspect_err(|error| tracing::debug!(what, %error, "refused")).ok()
 }
 
 fn answer(protocol: &mut Protocol, id: ChannelId, ok: bool) -> Result<(), russh::Error> {
@@ -113,8 +118,12 @@ impl Handler for Connection {
         // Input does not come through the channel's reader: see the module `input`.
         let (_, half) = channel.split();
         let output = Output::new(half);
-        match self.keep(output.id(), Some(Session::new(output))) {
-            Some(_) => reply.accept().await,
+        let id = output.id();
+        match self.keep(id) {
+            Some(_) => {
+                self.sessions.insert(id, Session::new(output));
+                reply.accept().await;
+            }
             None => reply.reject(ChannelOpenFailure::ResourceShortage).await,
         }
         Ok(())
@@ -130,16 +139,30 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
-        let (_, half) = channel.split();
-        let output = Output::new(half);
-        let Some(entry) = self.keep(output.id(), None) else {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
-        };
-        let (input, gone) = (Arc::clone(&entry.input), entry.gone.clone());
-        let forward = Forward { shared: Arc::clone(&self.shared), output, input, gone };
-        let task = forward.run(host.to_owned(), port, reply);
-        self.shared.tasks.spawn(self.open.track_future(task));
+        self.forward(channel, Target::Tcp { host: host.to_owned(), port }, reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: russh::Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _protocol: &mut Protocol,
+    ) -> Result<(), Self::Error> {
+        let path = self.shared.profile().folder(&self.shared.account).join(path);
+        self.forward(channel, Target::Unix(path), reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _packet: u32,
+        _window: u32,
+        _protocol: &mut Protocol,
+    ) -> Result<(), Self::Error> {
+        self.channels.confirm(id);
         Ok(())
     }
 
@@ -170,33 +193,34 @@ impl Handler for Connection {
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], _protocol: &mut Protocol) -> Result<(), Self::Error> {
-        if let Some(entry) = self.channels.get(&id)
-            && entry.input.push(data) > HIGH
+        if let Some(input) = self.channels.input(id)
+            && input.push(data) > HIGH
         {
             self.shared.stats.input_wait();
-            entry.input.wait_for_room().await;
+            input.wait_for_room().await;
         }
         Ok(())
     }
 
     fn adjust_window(&mut self, id: ChannelId, current: u32) -> u32 {
-        self.channels.get(&id).map_or(current, |entry| entry.input.window())
+        self.channels.input(id).map_or(current, |input| input.window())
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _protocol: &mut Protocol) -> Result<(), Self::Error> {
-        if let Some(entry) = self.channels.get(&id) {
-            entry.input.finish();
+        if let Some(input) = self.channels.input(id) {
+            input.finish();
         }
         Ok(())
     }
 
     async fn channel_close(&mut self, id: ChannelId, _protocol: &mut Protocol) -> Result<(), Self::Error> {
-        self.channels.remove(&id);
+        self.channels.remove(id);
+        self.sessions.remove(&id);
         Ok(())
     }
 
     async fn env_request(&mut self, id: ChannelId, name: &str, value: &str, protocol: &mut Protocol) -> Result<(), Self::Error> {
-        let ok = self.session(id).is_some_and(|s| s.set_variable(name, value));
+        let ok = self.sessions.get_mut(&id).is_some_and(|s| s.set_variable(name, value));
         answer(protocol, id, ok)
     }
 
@@ -213,7 +237,7 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         let size = Size { columns, rows, width, height };
         let request = Request { kind: kind.to_owned(), size, modes: modes.to_vec() };
-        let ok = !kind.contains('\0') && self.session(id).is_some_and(|s| s.set_terminal(request));
+        let ok = !kind.contains('\0') && self.sessions.get_mut(&id).is_some_and(|s| s.set_terminal(request));
         answer(protocol, id, ok)
     }
 
@@ -226,7 +250,7 @@ impl Handler for Connection {
         height: u32,
         protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
-        let ok = self.session(id).is_some_and(|s| s.resize(Size { columns, rows, width, height }));
+        let ok = self.sessions.get_mut(&id).is_some_and(|s| s.resize(Size { columns, rows, width, height }));
         answer(protocol, id, ok)
     }
 
@@ -239,12 +263,60 @@ impl Handler for Connection {
     }
 
     async fn subsystem_request(&mut self, id: ChannelId, name: &str, protocol: &mut Protocol) -> Result<(), Self::Error> {
-        tracing::debug!(name, "no such subsystem");
-        protocol.channel_failure(id)
+        if name != "sftp" {
+            tracing::debug!(name, "no such subsystem");
+            return protocol.channel_failure(id);
+        }
+        let Some((session, channel)) = self.unstarted(id, protocol) else { return protocol.channel_failure(id) };
+        protocol.channel_success(id)?;
+        session.start_sftp(channel);
+        Ok(())
+    }
+
+    // russh writes the answers of the following requests itself.
+    async fn agent_request(&mut self, id: ChannelId, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        let Some(session) = self.sessions.get_mut(&id).filter(|s| s.can_start()) else { return Ok(false) };
+        let socket = told("key agent", self.listeners.key_agent(protocol.handle()));
+        Ok(socket.map(|path| session.set_key_agent(path)).is_some())
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        single: bool,
+        protocol_name: &str,
+        cookie: &str,
+        screen: u32,
+        protocol: &mut Protocol,
+    ) -> Result<(), Self::Error> {
+        let lane = self.channels.get(id);
+        let session = self.sessions.get_mut(&id).filter(|s| s.can_start());
+        let (Some(lane), Some(session)) = (lane, session) else { return protocol.channel_failure(id) };
+        let asked = Display { protocol: protocol_name, cookie, screen, single };
+        let display = told("X11", self.listeners.display(asked, protocol.handle(), lane.gone).await);
+        let ok = display.map(|display| session.set_display(display)).is_some();
+        answer(protocol, id, ok)
+    }
+
+    async fn tcpip_forward(&mut self, address: &str, port: &mut u32, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        let bound = told("tcpip-forward", self.listeners.listen_tcp(address, *port, protocol.handle()).await);
+        Ok(bound.inspect(|bound| *port = *bound).is_some())
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        Ok(self.listeners.cancel_tcp(address, port))
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        Ok(told("streamlocal-forward", self.listeners.listen_unix(path, protocol.handle())).is_some())
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, path: &str, _protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        Ok(self.listeners.cancel_unix(path))
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _protocol: &mut Protocol) -> Result<(), Self::Error> {
-        if let Some(session) = self.session(id) {
+        if let Some(session) = self.sessions.get_mut(&id) {
             session.signal(signal);
         }
         Ok(())

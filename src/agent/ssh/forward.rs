@@ -1,77 +1,133 @@
-//! `direct-tcpip`: a connection from the agent's machine on behalf of the client (`-L`, `-D`, `-J`; agent.md §6.6).
+//! One forwarded connection: a channel on one side, a socket on the other (agent.md §6.6).
 
-use super::{Shared, input::Input, session::Output};
+use super::{Shared, channels::Lane, session::Output};
 use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
-use std::{io, sync::Arc, time::Duration};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
-use tokio_util::sync::CancellationToken;
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
 /// SSH's number for "connect failed".
 const CONNECT_FAILED: u32 = 2;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// One forwarded connection.
+/// Where the client wants to be connected to.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// `direct-tcpip` (`-L`, `-D`, `-J`).
+    Tcp { host: String, port: u32 },
+    /// `direct-streamlocal@openssh.com`.
+    Unix(PathBuf),
+}
+
+/// A socket of either kind.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Target {
+    async fn connect(&self) -> io::Result<Socket> {
+        let connect = async {
+            match self {
+                Self::Tcp { host, port } => {
+                    let port = u16::try_from(*port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+                    let stream = TcpStream::connect((host.as_str(), port)).await?;
+                    stream.set_nodelay(true)?;
+                    Ok(Socket::Tcp(stream))
+                }
+                Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            }
+        };
+        timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+}
+
+/// The channel of a forwarded connection.
 pub(super) struct Forward {
     pub(super) shared: Arc<Shared>,
     pub(super) output: Output,
-    pub(super) input: Arc<Input>,
-    pub(super) gone: CancellationToken,
+    pub(super) lane: Lane,
 }
 
 impl Forward {
     /// Connects, answers the client and carries bytes until both directions have ended, each by itself.
-    pub(super) async fn run(self, host: String, port: u32, reply: ChannelOpenHandle) {
-        let stop = self.shared.stop.clone();
-        tokio::select! {
-            () = self.carry(&host, port, reply) => {}
-            () = self.gone.cancelled() => {}
-            () = stop.cancelled() => self.output.close().await,
+    pub(super) async fn connect(self, target: Target, reply: ChannelOpenHandle) {
+        let connected = tokio::select! {
+            connected = target.connect() => connected,
+            () = self.lane.gone.cancelled() => return,
+            () = self.shared.stop.cancelled() => return,
+        };
+        match connected {
+            Ok(socket) => {
+                reply.accept().await;
+                self.carry(socket).await;
+            }
+            Err(error) => {
+                tracing::debug!(?target, %error, "forward refused");
+                let reason = error.to_string();
+                reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason }).await;
+                self.lane.gone.cancel();
+            }
         }
-        self.gone.cancel();
     }
 
-    async fn carry(&self, host: &str, port: u32, reply: ChannelOpenHandle) {
-        let stream = match connect(host, port).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(host, port, %error, "forward refused");
-                return reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason: error.to_string() }).await;
-            }
-        };
-        reply.accept().await;
+    /// Carries bytes until both directions have ended, each by itself.
+    pub(super) async fn carry(self, socket: Socket) {
+        tokio::select! {
+            () = self.exchange(socket) => {}
+            () = self.lane.given_up() => {}
+            () = self.shared.stop.cancelled() => {}
+        }
+        if !self.lane.gone.is_cancelled() {
+            // At once: with `ssh -W` the client waits for this.
+            self.output.close().await;
+        }
+        self.lane.gone.cancel();
+    }
+
+    async fn exchange(&self, socket: Socket) {
         self.shared.stats.forward();
-        let (reader, mut writer) = stream.into_split();
+        match socket {
+            Socket::Tcp(stream) => {
+                let (reader, writer) = stream.into_split();
+                self.copy(reader, writer).await;
+            }
+            Socket::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                self.copy(reader, writer).await;
+            }
+        }
+    }
+
+    async fn copy(&self, reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin) {
+        let input = &self.lane.input;
         let up = async {
-            while let Some(data) = self.input.next().await {
+            while let Some(data) = input.next().await {
                 self.shared.stats.received(data.len());
                 if writer.write_all(&data).await.is_err() {
-                    return self.input.discard();
+                    return input.discard();
                 }
             }
             let _ = writer.shutdown().await;
         };
         let down = async {
-            let whole = self.output.copy(reader, None, &self.shared).await;
+            let whole = tokio::select! {
+                whole = self.output.copy(reader, None, &self.shared) => whole,
+                // Nobody hears any more, but what was sent is still delivered.
+                () = self.lane.gone.cancelled() => return,
+            };
             self.output.finish().await;
-            whole
-        };
-        tokio::join!(up, async {
-            let whole = down.await;
             if !whole {
                 // Reset: nothing more can be delivered either.
-                self.input.finish();
-                self.input.discard();
+                input.finish();
+                input.discard();
             }
-        });
-        // At once: with `ssh -W` the client waits for this.
-        self.output.close().await;
+        };
+        tokio::join!(up, down);
     }
-}
-
-async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
-    let port = u16::try_from(port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let stream = timeout(CONNECT, TcpStream::connect((host, port))).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

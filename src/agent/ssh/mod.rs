@@ -1,23 +1,28 @@
 //! The agent's SSH server, over any byte stream (agent.md §6).
 //!
 //! Every login succeeds: reaching the port through the tunnel is the authorisation. Sessions run a command or a login
-//! shell, with or without a terminal; `direct-tcpip` forwards connections. Not served here: the `sftp` subsystem,
-//! reverse and socket forwarding, agent and X11 forwarding; each gets its failure answer.
+//! shell, with or without a terminal, or serve files (`sftp`). Connections are forwarded to TCP ports and unix sockets of
+//! the agent's machine (`forward`), and from such sockets to the client (`listen`), those of its key agent and its X11
+//! display (`x11`) among them.
 //!
 //! One connection is one task (russh's), each channel another. Nothing that a channel waits for stops the connection:
 //! input is queued (`input`), output waits for the client's window before it enters the connection's queue, and a
 //! stuck write does not stop reading (`transport`).
 
+mod channels;
 mod connection;
 mod forward;
 mod input;
+mod listen;
 mod process;
 mod session;
+mod sftp;
 mod stats;
 mod terminal;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod x11;
 
 pub use stats::Counters;
 

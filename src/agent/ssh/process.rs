@@ -31,6 +31,8 @@ pub(super) struct Launch<'a> {
     /// `None` or blank for a login shell.
     pub(super) command: Option<&'a [u8]>,
     pub(super) terminal: Option<&'a Request>,
+    pub(super) key_agent: Option<&'a Path>,
+    pub(super) display: Option<&'a str>,
 }
 
 /// A started process.
@@ -72,8 +74,7 @@ impl Group {
 impl Launch<'_> {
     pub(super) fn start(&self) -> io::Result<Process> {
         let (program, arguments) = command_line(&self.account.shell, self.command);
-        let folder = [&self.profile.directory, &self.account.home].into_iter().find(|d| d.is_dir());
-        let folder = folder.map_or(Path::new("/"), |d| d);
+        let folder = self.profile.folder(self.account);
         match self.terminal {
             Some(request) => self.start_in_terminal(request, &program, &arguments, folder),
             None => self.start_with_pipes(&program, &arguments, folder),
@@ -81,8 +82,8 @@ impl Launch<'_> {
     }
 
     fn environment(&self, terminal: Option<Terminal<'_>>) -> BTreeMap<OsString, OsString> {
-        let &Launch { profile, account, process, client, executable, .. } = self;
-        Sources { profile, account, process, client, executable, terminal }.build()
+        let &Launch { profile, account, process, client, executable, key_agent, display, .. } = self;
+        Sources { profile, account, process, client, executable, terminal, key_agent, display }.build()
     }
 
     fn start_with_pipes(&self, program: &OsStr, arguments: &[OsString], folder: &Path) -> io::Result<Process> {

@@ -2,8 +2,10 @@
 
 use super::{
     Shared,
+    channels::Lane,
     input::Input,
     process::{Group, Io, Launch, Process},
+    sftp,
     stats::ActiveSession,
     terminal::{Request, Size},
 };
@@ -16,6 +18,7 @@ use rustix::process::Signal;
 use std::{
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    path::PathBuf,
     process::ExitStatus,
     sync::{
         Arc,
@@ -28,10 +31,10 @@ use tokio::{
     process::Child,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Exit status of a command that the agent could not start or serve.
-const NOT_STARTED: u32 = 229;
+pub(super) const NOT_STARTED: u32 = 229;
 /// SSH's number for standard error.
 const STDERR: u32 = 1;
 /// After the command's end its terminal may still hold output; this much silence means it does not.
@@ -51,11 +54,13 @@ pub(super) struct Session {
     output: Option<Output>,
     variables: Vec<(String, String)>,
     terminal: Option<Request>,
+    key_agent: Option<PathBuf>,
+    display: Option<String>,
     signals: Vec<Sig>,
     running: Option<Running>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Running {
     group: Option<Group>,
     control: Option<OwnedFd>,
@@ -80,11 +85,17 @@ impl Output {
 
     /// Sends once the client's window has room; only then, because russh stops the output of every channel while one
     /// of them has sent beyond its window.
-    async fn send(&self, extended: Option<u32>, data: Bytes) -> Result<(), russh::Error> {
+    pub(super) async fn send(&self, extended: Option<u32>, data: Bytes) -> Result<(), russh::Error> {
         match extended {
             None => self.half.data_bytes(data).await,
             Some(kind) => self.half.extended_data_bytes(kind, data).await,
         }
+    }
+
+    /// Tells people something on standard error.
+    pub(super) async fn complain(&self, text: String) {
+        // A client that is gone needs no text.
+        let _ = self.send(Some(STDERR), text.into()).await;
     }
 
     pub(super) async fn finish(&self) {
@@ -96,7 +107,7 @@ impl Output {
         let _ = self.half.close().await;
     }
 
-    async fn report(&self, handle: &Handle, exit: Exit) {
+    pub(super) async fn report(&self, handle: &Handle, exit: Exit) {
         self.finish().await;
         let _ = match exit {
             Exit::Code(code) => self.half.exit_status(code).await.map_err(drop),
@@ -148,16 +159,22 @@ impl From<io::Result<ExitStatus>> for Exit {
 pub(super) struct Channel {
     pub(super) shared: Arc<Shared>,
     pub(super) handle: Handle,
-    pub(super) input: Arc<Input>,
-    /// Set when the client closed the channel or is gone; the task sets it when it is done.
-    pub(super) gone: CancellationToken,
+    pub(super) lane: Lane,
     /// Held until the channel is closed.
     pub(super) open: TaskTrackerToken,
 }
 
 impl Session {
     pub(super) fn new(output: Output) -> Self {
-        Self { output: Some(output), variables: Vec::new(), terminal: None, signals: Vec::new(), running: None }
+        Self {
+            output: Some(output),
+            variables: Vec::new(),
+            terminal: None,
+            key_agent: None,
+            display: None,
+            signals: Vec::new(),
+            running: None,
+        }
     }
 
     /// `env`: false once the command runs.
@@ -178,6 +195,16 @@ impl Session {
             self.terminal = Some(request);
         }
         taken
+    }
+
+    /// `auth-agent-req`: where the command finds the client's key agent.
+    pub(super) fn set_key_agent(&mut self, socket: PathBuf) {
+        self.key_agent = Some(socket);
+    }
+
+    /// `x11-req`: the display that the command finds.
+    pub(super) fn set_display(&mut self, display: String) {
+        self.display = Some(display);
     }
 
     /// `window-change`: false without a terminal.
@@ -207,6 +234,20 @@ impl Session {
         self.output.is_some()
     }
 
+    /// What kind of client this is, by its own word.
+    fn kind(&self) -> &str {
+        self.variables.iter().rev().find(|(name, _)| name == KIND).map_or("", |(_, value)| value.as_str())
+    }
+
+    /// `subsystem sftp`: files instead of a command, once.
+    pub(super) fn start_sftp(&mut self, channel: Channel) {
+        let Some(output) = self.output.take() else { return };
+        let shared = Arc::clone(&channel.shared);
+        let active = shared.stats.start_session(self.kind());
+        shared.tasks.spawn(sftp::serve(output, channel, active));
+        self.running = Some(Running::default());
+    }
+
     /// `shell` and `exec`: starts the process and the task that serves it, once.
     pub(super) fn start(&mut self, command: Option<&[u8]>, channel: Channel) {
         let Some(output) = self.output.take() else { return };
@@ -220,13 +261,14 @@ impl Session {
             executable: &shared.executable,
             command,
             terminal: self.terminal.as_ref(),
+            key_agent: self.key_agent.as_deref(),
+            display: self.display.as_deref(),
         };
-        let kind = self.variables.iter().rev().find(|(name, _)| name == KIND).map_or("", |(_, value)| value.as_str());
-        let active = shared.stats.start_session(kind);
+        let active = shared.stats.start_session(self.kind());
         let started = launch.start();
         tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
         let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
-        let mut running = Running { group: None, control: None, ended: Arc::default() };
+        let mut running = Running::default();
         match started {
             Ok(Process { child, group, io }) => {
                 running.group = Some(group);
@@ -244,10 +286,10 @@ impl Session {
                 let text = format!("cannot start {}: {error}\r\n", shared.account.shell.display());
                 shared.tasks.spawn(async move {
                     let _active = active;
-                    let told = output.send(Some(STDERR), text.into());
-                    tokio::select! { _ = told => {} () = channel.gone.cancelled() => {} }
+                    let told = output.complain(text);
+                    tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
                     output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
-                    channel.gone.cancel();
+                    channel.lane.gone.cancel();
                 });
             }
         }
@@ -275,7 +317,7 @@ struct Serve {
 impl Serve {
     async fn run(self) {
         let Self { mut child, group, ended, ends, output, channel, greeting, active } = self;
-        let Channel { shared, handle, input, gone, open } = channel;
+        let Channel { shared, handle, lane: Lane { input, gone }, open } = channel;
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
             if let Some(greeting) = greeting.filter(|g| !g.is_empty())
@@ -333,7 +375,7 @@ fn ended_early(child: &mut Child) -> bool {
 }
 
 /// Runs `helper` for as long as `main` takes.
-async fn beside<T>(helper: impl Future<Output = ()>, main: impl Future<Output = T>) -> T {
+pub(super) async fn beside<T>(helper: impl Future<Output = ()>, main: impl Future<Output = T>) -> T {
     let helper = async {
         helper.await;
         std::future::pending().await

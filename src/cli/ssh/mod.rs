@@ -1,5 +1,6 @@
 //! `coder ssh`: a shell, a command, or the raw SSH stream for OpenSSH (`cli.md` §2.4).
 
+mod key_agent;
 mod log_file;
 mod network_info;
 mod session;
@@ -19,6 +20,7 @@ use crate::driver::{
     terminal::{self, RawMode, Resizes, Terminals},
 };
 use anyhow::{Context as _, bail};
+pub(super) use key_agent::KeyAgentArgs;
 use network_info::NetworkInfo;
 use session::{Ending, Local, Request, Session};
 use std::time::Duration;
@@ -78,7 +80,8 @@ fn request(args: &Ssh) -> anyhow::Result<Request> {
         };
         env.push((name.to_owned(), value.to_owned()));
     }
-    Ok(Request { terminal: terminal_for(args.tty || command.is_none() && Terminals::of_process().input), command, env })
+    let terminal = terminal_for(args.tty || command.is_none() && Terminals::of_process().input);
+    Ok(Request { terminal, command, env, key_agent: args.key_agent.key_agent() })
 }
 
 fn terminal_for(wanted: bool) -> Option<(terminal::Size, String)> {
@@ -90,7 +93,7 @@ fn terminal_for(wanted: bool) -> Option<(terminal::Size, String)> {
 pub(super) async fn open(deployment: &Deployment, target: &Target, direct: bool, command: Option<String>) -> anyhow::Result<u8> {
     let terminal = terminal_for(command.is_none() && Terminals::of_process().input);
     let wishes = Wishes { direct, ..Wishes::default() };
-    interactive(deployment, target, wishes, None, Request { command, terminal, env: Vec::new() }).await
+    interactive(deployment, target, wishes, None, Request { command, terminal, ..Request::default() }).await
 }
 
 /// Runs one session with the streams of this process.
@@ -107,7 +110,7 @@ async fn interactive(
         // Nothing has begun yet.
         _ = signals.next() => return Ok(1),
     };
-    let connecting = async { Session::open(tunnel.dial(SSH_PORT).await?).await };
+    let connecting = async { Session::open(tunnel.dial(SSH_PORT).await?, request.key_agent.clone()).await };
     let connected = tokio::select! {
         session = connecting => session.map(Some),
         _ = signals.next() => Ok(None),

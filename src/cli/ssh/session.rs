@@ -1,5 +1,7 @@
 //! One SSH session over the tunnel: a shell or a command, its three streams, its end.
 
+use super::key_agent::KeyAgent;
+use crate::cli::output;
 use crate::driver::{
     stdio::{Stdin, Stdout},
     terminal::{Resizes, Size},
@@ -7,7 +9,7 @@ use crate::driver::{
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use russh::{
-    ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig,
+    ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig,
     client::{self, Handle, Msg},
 };
 use std::{
@@ -41,6 +43,8 @@ pub(super) struct Request {
     pub(super) terminal: Option<(Size, String)>,
     /// Environment variables of the session.
     pub(super) env: Vec<(String, String)>,
+    /// The key agent that the session may use.
+    pub(super) key_agent: Option<KeyAgent>,
 }
 
 /// How the session ended.
@@ -74,7 +78,9 @@ pub(super) struct Local {
     pub(super) resizes: Option<Resizes>,
 }
 
-struct Client;
+struct Client {
+    key_agent: Option<KeyAgent>,
+}
 
 impl client::Handler for Client {
     type Error = russh::Error;
@@ -82,6 +88,19 @@ impl client::Handler for Client {
     /// WireGuard has proved that the other end is the agent that the server named; the host key adds nothing.
     async fn check_server_key(&mut self, _key: &russh::keys::PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         Ok(true)
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        channel: russh::Channel<Msg>,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        match &self.key_agent {
+            Some(agent) => agent.join(channel, reply).await,
+            None => reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await,
+        }
+        Ok(())
     }
 }
 
@@ -134,7 +153,7 @@ impl Session {
     ///
     /// # Errors
     /// When the server refuses or does not answer in time.
-    pub(super) async fn open<S>(stream: S) -> anyhow::Result<Self>
+    pub(super) async fn open<S>(stream: S, key_agent: Option<KeyAgent>) -> anyhow::Result<Self>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -148,7 +167,7 @@ impl Session {
         let failure = Arc::new(OnceLock::new());
         let stream = Told { stream, failure: Arc::clone(&failure) };
         let open = async {
-            let mut connection = client::connect_stream(Arc::new(config), stream, Client).await?;
+            let mut connection = client::connect_stream(Arc::new(config), stream, Client { key_agent }).await?;
             if !connection.authenticate_none("coder").await?.success() {
                 bail!("the agent's SSH server did not let us in: it is no Coder agent's, or ended just now");
             }
@@ -168,6 +187,13 @@ impl Session {
     pub(super) async fn run(mut self, request: Request, local: Local) -> anyhow::Result<Ending> {
         for (name, value) in &request.env {
             self.write.set_env(false, name, value).await?;
+        }
+        if request.key_agent.is_some() {
+            self.write.agent_forward(true).await?;
+            // A session without keys is better than none.
+            if let Err(error) = self.expect_success("to use the local key agent").await {
+                output::note(&format!("warning: {error:#}"));
+            }
         }
         let has_terminal = request.terminal.is_some();
         if let Some((size, term)) = &request.terminal {

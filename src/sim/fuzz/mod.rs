@@ -12,7 +12,7 @@ pub use coord::{coord_stream, drpc};
 pub use netstack::ip_demux;
 pub use node::node_steps;
 pub use tunnel::{path_steps, wg_datagram};
-pub use wire::{derp_frames, disco, relay_map, speedtest, stun};
+pub use wire::{derp_frames, disco, relay_map, sftp, speedtest, stun};
 
 /// Runs one input; a claim that does not hold is a panic.
 pub type Target = fn(&[u8]);
@@ -27,6 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("node_steps", node_steps),
     ("path_steps", path_steps),
     ("relay_map", relay_map),
+    ("sftp", sftp),
     ("speedtest", speedtest),
     ("stun", stun),
     ("wg_datagram", wg_datagram),

@@ -7,7 +7,7 @@ use crate::{
         self,
         coord::tailnet::DerpMap,
         derp::{self, RelayMap},
-        disco, speedtest, stun,
+        disco, sftp, speedtest, stun,
     },
 };
 use prost::Message as _;
@@ -133,5 +133,25 @@ pub fn speedtest(bytes: &[u8]) {
         let out = answer.write();
         assert_eq!(speedtest::Answer::parse(&out), Ok(Some((answer, out.len()))));
         assert!(used <= bytes.len() && used <= speedtest::MAX_MESSAGE + 1);
+    }
+}
+
+/// SFTP: a stream of packets is cut without looking past its end, and what is read is written and read the same.
+///
+/// # Panics
+/// When it is not.
+pub fn sftp(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Ok(Some(packet)) = sftp::first_packet(rest) {
+        if let Ok((number, Some(request))) = sftp::Request::parse(packet) {
+            let mut out = Vec::new();
+            request.write(number, &mut out);
+            let again = sftp::first_packet(&out).ok().flatten().unwrap_or_default();
+            assert_eq!(sftp::Request::parse(again), Ok((number, Some(request))));
+        }
+        if let Some((_, sftp::Answer::Names(names))) = sftp::Answer::parse(packet) {
+            assert!(names.len() <= packet.len() / 12, "each name takes two lengths and its attributes' flags");
+        }
+        rest = rest.get(sftp::HEADER + packet.len()..).unwrap_or_default();
     }
 }
