@@ -6,7 +6,7 @@
 mod reply;
 mod request;
 
-pub use reply::{Answer, Data, FileSystem, Names, Reply};
+pub use reply::{Answer, FileSystem, Names, Reply};
 pub use request::Request;
 
 /// The version spoken here.

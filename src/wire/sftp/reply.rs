@@ -30,7 +30,7 @@ pub struct FileSystem {
     pub fields: [u64; 11],
 }
 
-/// An answer, all but [`Data`] and [`Names`].
+/// An answer, all but [`Names`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply<'a> {
     /// The version and the extensions; it has no number.
@@ -39,6 +39,8 @@ pub enum Reply<'a> {
     Status(Status, &'a str),
     /// The name of something open.
     Handle(u32),
+    /// What was read: at most [`MAX_DATA`] bytes.
+    Data(&'a [u8]),
     /// Attributes.
     Attributes(Attributes),
     /// Size and room of a file system.
@@ -54,6 +56,7 @@ impl Reply<'_> {
             Self::Version => VERSION_REPLY,
             Self::Status(..) => STATUS,
             Self::Handle(_) => HANDLE,
+            Self::Data(_) => DATA,
             Self::Attributes(_) => ATTRIBUTES,
             Self::FileSystem(_) | Self::Limits(_) => EXTENDED_REPLY,
         };
@@ -72,6 +75,7 @@ impl Reply<'_> {
                 put_string(out, b"en");
             }
             Self::Handle(handle) => put_string(out, &handle.to_be_bytes()),
+            Self::Data(data) => put_string(out, data),
             Self::Attributes(attributes) => attributes.write(out),
             Self::FileSystem(system) => system.fields.iter().for_each(|f| put_u64(out, *f)),
             Self::Limits(handles) => {
@@ -81,48 +85,6 @@ impl Reply<'_> {
             }
         }
         end_packet(out, start);
-    }
-}
-
-/// The answer to a read, made without a second copy: [`Data::space`] is read into, then [`Data::finish`] ends it.
-#[derive(Debug)]
-pub struct Data<'a> {
-    out: &'a mut Vec<u8>,
-    start: usize,
-}
-
-/// Type, number and length of the data, behind the packet's length.
-const DATA_HEAD: usize = 4 + 1 + 4 + 4;
-
-impl<'a> Data<'a> {
-    /// Begins the packet with room for `length` bytes, at most [`MAX_DATA`].
-    pub fn new(number: u32, length: u32, out: &'a mut Vec<u8>) -> Self {
-        let start = begin_packet(out, DATA);
-        put_u32(out, number);
-        put_u32(out, 0);
-        let length = usize::try_from(length.min(MAX_DATA)).unwrap_or_default();
-        out.resize(start + DATA_HEAD + length, 0);
-        Self { out, start }
-    }
-
-    /// Where the bytes go.
-    pub fn space(&mut self) -> &mut [u8] {
-        self.out.get_mut(self.start + DATA_HEAD..).unwrap_or_default()
-    }
-
-    /// Keeps the first `length` bytes.
-    pub fn finish(self, length: usize) {
-        self.out.truncate(self.start + DATA_HEAD + length);
-        let length = u32::try_from(self.out.len() - self.start - DATA_HEAD).unwrap_or_default();
-        if let Some(place) = self.out.get_mut(self.start + DATA_HEAD - 4..).and_then(|p| p.first_chunk_mut()) {
-            *place = length.to_be_bytes();
-        }
-        end_packet(self.out, self.start);
-    }
-
-    /// Takes the packet back: nothing was appended.
-    pub fn discard(self) {
-        self.out.truncate(self.start);
     }
 }
 
@@ -252,6 +214,8 @@ mod tests {
         assert_eq!(Answer::parse(&packet), Some((number, Answer::Status(2, b"gone"))));
         let packet = written(Reply::Handle(258));
         assert_eq!(Answer::parse(&packet), Some((number, Answer::Handle(&[0, 0, 1, 2]))));
+        let packet = written(Reply::Data(b"bytes"));
+        assert_eq!(Answer::parse(&packet), Some((number, Answer::Data(b"bytes"))));
         let packet = written(Reply::Version);
         let Some((3, Answer::Version(3, extensions))) = Answer::parse(&packet) else { panic!("{packet:?}") };
         assert_eq!(extensions.len(), EXTENSIONS.len());
@@ -266,18 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn data_and_names_are_cut_to_what_was_there_and_vanish_when_taken_back() {
-        let mut out = b"before".to_vec();
-        let mut data = Data::new(1, 100, &mut out);
-        data.space()[..5].copy_from_slice(b"bytes");
-        data.finish(5);
-        Data::new(2, u32::MAX, &mut out).discard();
+    fn names_are_counted_and_vanish_when_taken_back() {
+        let mut out = Vec::new();
         Names::new(3, &mut out).discard();
-        let packet = first_packet(&out[6..]).unwrap().unwrap();
-        assert_eq!(packet.len() + 4 + 6, out.len());
-        assert_eq!(Answer::parse(packet), Some((1, Answer::Data(b"bytes"))));
-
-        out.clear();
+        assert!(out.is_empty());
         let mut names = Names::new(4, &mut out);
         assert!(names.is_empty());
         names.push(b"a\xff", b"line", Attributes::default());

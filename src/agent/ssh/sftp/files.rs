@@ -3,7 +3,7 @@
 use super::{attributes, folder::Folder, names::Accounts, paths::Paths};
 use crate::{
     driver::clock,
-    wire::sftp::{Attributes, Broken, Data, FileSystem, Names, Reply, Request, Status, flags},
+    wire::sftp::{Attributes, Broken, FileSystem, MAX_DATA, Names, Reply, Request, Status, flags},
 };
 use rustix::{
     fs::{CWD, Mode, OFlags, StatVfs, StatVfsMountFlags, fstatvfs, mkdir, statvfs},
@@ -32,6 +32,8 @@ pub(super) struct Files {
     paths: Paths,
     opened: BTreeMap<u32, Opened>,
     next: u32,
+    /// What is read goes through here: a new one for each answer would cost more than the second copy.
+    buffer: Vec<u8>,
     /// Read when the first folder is listed.
     accounts: Option<Accounts>,
 }
@@ -84,7 +86,7 @@ impl From<Errno> for Failure {
 
 impl Files {
     pub(super) fn new(paths: Paths) -> Self {
-        Self { paths, opened: BTreeMap::new(), next: 0, accounts: None }
+        Self { paths, opened: BTreeMap::new(), next: 0, buffer: Vec::new(), accounts: None }
     }
 
     /// Does what a packet asks and appends the answer.
@@ -199,23 +201,21 @@ impl Files {
         }
     }
 
-    fn read(&self, handle: &[u8], offset: u64, length: u32, number: u32, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let file = self.file(handle)?;
-        let mut data = Data::new(number, length, out);
-        match file.read_at(data.space(), offset) {
-            Ok(0) if length > 0 => {
-                data.discard();
-                Err(Failure::end())
-            }
+    fn read(&mut self, handle: &[u8], offset: u64, length: u32, number: u32, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(MAX_DATA as usize, 0);
+        let space = buffer.get_mut(..length.min(MAX_DATA) as usize).unwrap_or_default();
+        let read = self.file(handle).and_then(|file| Ok(file.read_at(space, offset)?));
+        let done = match read {
+            Ok(0) if length > 0 => Err(Failure::end()),
             Ok(read) => {
-                data.finish(read);
+                Reply::Data(space.get(..read).unwrap_or_default()).write(number, out);
                 Ok(())
             }
-            Err(error) => {
-                data.discard();
-                Err(error.into())
-            }
-        }
+            Err(error) => Err(error),
+        };
+        self.buffer = buffer;
+        done
     }
 
     fn list(&mut self, handle: &[u8], number: u32, out: &mut Vec<u8>) -> Result<(), Failure> {
