@@ -137,8 +137,6 @@ func (p *peer) serve(r request) error {
 		p.say(map[string]any{"event": "pinged"})
 	case "prefer":
 		p.client.NotePreferred(true)
-	case "close":
-		return p.client.Close()
 	default:
 		return errors.New("no such request")
 	}

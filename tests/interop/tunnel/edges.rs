@@ -176,8 +176,12 @@ pub async fn ping(pair: &mut Pair<'_>, dialler: Dialler, way: Way, kind: Ping) -
                 };
                 let pong = pair.ours.tailnet.ping(pair.go.address, kind, LIMIT).await?;
                 let state = pong.path.context("no path")?.state;
-                let expected = if way == Way::Relayed { PathState::Relay } else { PathState::Direct };
-                ensure!(state == expected, "the answer came {state:?}");
+                let expected = match way {
+                    Way::Relayed => state == PathState::Relay,
+                    // A peer that is silent for a tenth of a second, as on a busy machine, is doubted until it answers.
+                    Way::Direct => matches!(state, PathState::Direct | PathState::Doubtful),
+                };
+                ensure!(expected, "the answer came {state:?}");
                 pong.latency.as_secs_f64() * 1e3
             }
             Dialler::Go => {

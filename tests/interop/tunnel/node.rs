@@ -72,7 +72,7 @@ impl GoNode {
             _pumps: pumps,
         };
         let ready = node.event("ready", |_| true).await?;
-        node.address = ready["addresses"][0].as_str().context("no address")?.parse()?;
+        node.address = ready["address"].as_str().context("no address")?.parse()?;
         Ok(node)
     }
 

@@ -134,7 +134,7 @@ impl<'a> Pair<'a> {
             loop {
                 if let Some(node) = own.borrow_and_update().clone() {
                     let hex = hex::encode(node.encode_to_vec());
-                    let _ = requests.send(json!({ "op": "peer", "id": id, "kind": "node", "hex": hex }));
+                    let _ = requests.send(json!({ "op": "peer", "id": id, "hex": hex }));
                 }
                 if own.changed().await.is_err() {
                     return;
@@ -226,7 +226,7 @@ impl<'a> Pair<'a> {
         match way {
             Way::Relayed => ensure!(udp == [0, 0] && relay.iter().all(|n| *n > 0), "not relayed: udp {udp:?}, relay {relay:?}"),
             Way::Direct => {
-                let most = udp.iter().zip(relay).all(|(udp, relay)| *udp > 0 && relay <= udp / 10);
+                let most = udp.iter().zip(relay).all(|(udp, relay)| *udp > 0 && relay <= udp / 10 + 3);
                 ensure!(most, "not direct: udp {udp:?}, relay {relay:?}");
             }
         }

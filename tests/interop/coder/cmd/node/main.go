@@ -26,22 +26,16 @@ import (
 
 type options struct {
 	id          uuid.UUID
-	agent       bool
 	relays      string
 	blockDirect bool
-	websocket   bool
-	port        uint
 	verbose     bool
 }
 
 func main() {
 	var o options
 	flag.TextVar(&o.id, "id", uuid.Nil, "own peer id; a new one without")
-	flag.BoolVar(&o.agent, "agent", false, "have the addresses of an agent with this id")
 	flag.StringVar(&o.relays, "relays", "", "relay map as JSON")
 	flag.BoolVar(&o.blockDirect, "block-direct", false, "announce no endpoints")
-	flag.BoolVar(&o.websocket, "websocket", false, "reach relays by WebSocket from the start")
-	flag.UintVar(&o.port, "port", 0, "own UDP port")
 	flag.BoolVar(&o.verbose, "v", false, "log what the node does")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -55,19 +49,15 @@ type request struct {
 	Tag  string     `json:"tag"`
 	ID   uuid.UUID  `json:"id"`
 	Hex  string     `json:"hex"`
-	Kind string     `json:"kind"`
 	To   string     `json:"to"`
 	Port uint16     `json:"port"`
 	Mode string     `json:"mode"`
 	Size int64      `json:"size"`
 	On   bool       `json:"on"`
-	Map  *relayMap  `json:"map"`
 	IP   netip.Addr `json:"ip"`
 	// Milliseconds.
 	Limit int64 `json:"limit"`
 }
-
-type relayMap = tailcfg.DERPMap
 
 type node struct {
 	conn   *tailnet.Conn
@@ -93,13 +83,9 @@ func run(o options) error {
 	if o.verbose {
 		logger = slog.Make(sloghuman.Sink(os.Stderr)).Leveled(slog.LevelDebug)
 	}
-	addresses := []netip.Prefix{tailnet.TailscaleServicePrefix.PrefixFromUUID(o.id)}
-	if o.agent {
-		addresses = append(addresses, tailnet.CoderServicePrefix.PrefixFromUUID(o.id))
-	}
+	address := tailnet.TailscaleServicePrefix.PrefixFromUUID(o.id)
 	conn, err := tailnet.NewConn(&tailnet.Options{
-		ID: o.id, Addresses: addresses, DERPMap: &relays, DERPForceWebSockets: o.websocket,
-		BlockEndpoints: o.blockDirect, Logger: logger, ListenPort: uint16(o.port), ForceNetworkUp: true,
+		ID: o.id, Addresses: []netip.Prefix{address}, DERPMap: &relays, BlockEndpoints: o.blockDirect, Logger: logger, ForceNetworkUp: true,
 	})
 	if err != nil {
 		return err
@@ -108,11 +94,7 @@ func run(o options) error {
 	if n.inside, err = insidesOf(conn); err != nil {
 		return err
 	}
-	texts := []string{}
-	for _, a := range addresses {
-		texts = append(texts, a.Addr().String())
-	}
-	n.say(event{"event": "ready", "id": o.id, "addresses": texts})
+	n.say(event{"event": "ready", "address": address.Addr().String()})
 	conn.SetNodeCallback(n.announce)
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<20)
@@ -184,38 +166,23 @@ func (n *node) serve(r request) error {
 		n.status()
 	case "block":
 		n.conn.SetBlockEndpoints(r.On)
-	case "websocket":
-		n.conn.SetDERPForceWebSockets(r.On)
-	case "relays":
-		n.conn.SetDERPMap(r.Map)
 	default:
 		return errors.New("no such request")
 	}
 	return nil
 }
 
-// peer tells of another node: kind is node (with its bytes), lost, disconnected or ready.
+// peer tells of another node.
 func (n *node) peer(r request) error {
-	kinds := map[string]tailnetproto.CoordinateResponse_PeerUpdate_Kind{
-		"node":         tailnetproto.CoordinateResponse_PeerUpdate_NODE,
-		"lost":         tailnetproto.CoordinateResponse_PeerUpdate_LOST,
-		"disconnected": tailnetproto.CoordinateResponse_PeerUpdate_DISCONNECTED,
-		"ready":        tailnetproto.CoordinateResponse_PeerUpdate_READY_FOR_HANDSHAKE,
+	bytes, err := hex.DecodeString(r.Hex)
+	if err != nil {
+		return err
 	}
-	kind, ok := kinds[r.Kind]
-	if !ok {
-		return fmt.Errorf("no such kind: %q", r.Kind)
+	update := &tailnetproto.CoordinateResponse_PeerUpdate{
+		Id: r.ID[:], Kind: tailnetproto.CoordinateResponse_PeerUpdate_NODE, Node: &tailnetproto.Node{},
 	}
-	update := &tailnetproto.CoordinateResponse_PeerUpdate{Id: r.ID[:], Kind: kind}
-	if r.Hex != "" {
-		bytes, err := hex.DecodeString(r.Hex)
-		if err != nil {
-			return err
-		}
-		update.Node = &tailnetproto.Node{}
-		if err := proto.Unmarshal(bytes, update.Node); err != nil {
-			return err
-		}
+	if err := proto.Unmarshal(bytes, update.Node); err != nil {
+		return err
 	}
 	if err := n.conn.UpdatePeers([]*tailnetproto.CoordinateResponse_PeerUpdate{update}); err != nil {
 		return err

@@ -27,7 +27,7 @@ import (
 //	source  the dialler sends one line with a size and gets so many bytes
 //	hold    the listener reads nothing until it is released, then it is a sink
 //	reset   the listener closes with unread bytes, which resets the connection
-//	idle    the dialler sends one byte each time it is released, and gets it back; it says when the connection breaks
+//	idle    the dialler sends one byte each time it is released, and gets it back, until the connection breaks
 //	turn    the listener sends size bytes and ends its direction first; then the dialler sends as many, which the listener counts
 //
 // Two more are the dialler's alone, against a listener that sends:
@@ -194,7 +194,6 @@ func (n *node) dial(r request, to netip.AddrPort) {
 		}
 		defer c.Close()
 		e["connected_ms"] = time.Since(begin).Milliseconds()
-		n.say(event{"event": "connected", "tag": r.Tag})
 		return n.dialSide(r, c, e)
 	}()
 	e["ms"] = time.Since(begin).Milliseconds()
@@ -206,7 +205,7 @@ func (n *node) dial(r request, to netip.AddrPort) {
 
 func (n *node) dialSide(r request, c net.Conn, e event) error {
 	switch r.Mode {
-	case "echo", "sink", "hold", "reset", "flood":
+	case "echo", "sink", "flood":
 		type written struct {
 			digest string
 			err    error
@@ -230,13 +229,11 @@ func (n *node) dialSide(r request, c net.Conn, e event) error {
 		w := <-done
 		e["sent"], e["answer"] = w.digest, strings.TrimSpace(string(answer))
 		return errors.Join(err, w.err)
-	case "source", "late":
+	case "late":
 		if _, err := fmt.Fprintf(c, "%d\n", r.Size); err != nil {
 			return err
 		}
-		if r.Mode == "late" {
-			n.hold(r.Tag)
-		}
+		n.hold(r.Tag)
 		count, digest, err := hashed(io.Discard, c, nil)
 		e["size"], e["received"] = count, digest
 		return err
@@ -268,7 +265,6 @@ func (n *node) idle(r request, c net.Conn) error {
 				ended <- err
 				return
 			}
-			n.say(event{"event": "beat", "tag": r.Tag})
 		}
 	}()
 	go func() {
