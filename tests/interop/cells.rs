@@ -265,9 +265,9 @@ impl Session {
         // Both at once: the limit of the old session counts from the agent's return.
         let new = std::thread::spawn(move || succeeded(new).map(|out| (text(&out.stdout), begin.elapsed())));
         if self.cli == Side::Ours {
+            old.wait_within("error: ", LOST_LIMIT);
             let status = old.wait(LOST_LIMIT);
             ensure!(!status.success(), "the session of the dead agent ended with {status}");
-            ensure!(old.drain().iter().any(|line| line.starts_with("error: ")), "it does not say why it ended: {:?}", old.seen);
         }
         let (out, took) = new.join().map_err(|_| anyhow!("the new session failed"))??;
         ensure!(out.trim_end() == "again", "the new session says {out:?}");
