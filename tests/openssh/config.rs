@@ -61,7 +61,7 @@ fn reach(server: &Server, folder: &str) {
     ssh(file, "coder.dev");
 
     // No Match can hold such a path; there is none then.
-    if program.to_str().unwrap().contains('"') {
+    if program.to_str().unwrap().contains(['"', '\'']) {
         return;
     }
     // A program that says of every host that it is served otherwise: OpenSSH asks it, and takes no ProxyCommand.
