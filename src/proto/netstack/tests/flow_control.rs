@@ -65,14 +65,19 @@ fn a_reader_that_stops_closes_the_window_and_loses_nothing_when_it_goes_on() {
     w.transfer(Side::A, a, b, 1 << 20, secs(10));
 }
 
-#[test]
-fn a_window_opens_in_large_steps() {
-    let mut w = World::new(6, ms(10));
-    let (a, b) = w.connect(80);
+/// Writes until the peer, which reads nothing, has no room.
+fn fill(w: &mut World, a: FlowId) {
     for _ in 0..100 {
         w.a.write(a, &[0; 64_000]);
         w.run(ms(20));
     }
+}
+
+#[test]
+fn a_window_opens_in_large_steps() {
+    let mut w = World::new(6, ms(10));
+    let (a, b) = w.connect(80);
+    fill(&mut w, a);
     w.record = true;
     for _ in 0..100 {
         w.b.consume(b, 10);
@@ -88,10 +93,7 @@ fn a_window_opens_in_large_steps() {
 fn a_lost_window_update_is_found_by_probing() {
     let mut w = World::new(6, ms(10));
     let (a, b) = w.connect(80);
-    for _ in 0..100 {
-        w.a.write(a, &[0; 64_000]);
-        w.run(ms(20));
-    }
+    fill(&mut w, a);
     w.link.get_mut(&Side::B).unwrap().dead = true;
     w.read(Side::B, b);
     w.run(ms(100));
@@ -105,10 +107,7 @@ fn a_lost_window_update_is_found_by_probing() {
 fn a_lost_window_update_is_found_after_a_timeout_at_the_closed_window() {
     let mut w = World::new(6, ms(10));
     let (a, b) = w.connect(80);
-    for _ in 0..100 {
-        w.a.write(a, &[0; 64_000]);
-        w.run(ms(20));
-    }
+    fill(&mut w, a);
     // What leaves after a change of the path reaches beyond B's closed window, and its timer ends there.
     let now = w.now;
     w.a.kick_peer(now, world::PEER);
@@ -124,10 +123,7 @@ fn a_lost_window_update_is_found_after_a_timeout_at_the_closed_window() {
 fn acks_count_while_the_peers_window_is_closed() {
     let mut w = World::new(5, ms(10));
     let (a, b) = w.connect(80);
-    for _ in 0..100 {
-        w.a.write(a, &[0; 64_000]);
-        w.run(ms(20));
-    }
+    fill(&mut w, a);
     // The probe after a change of the path reaches beyond B's closed window.
     let now = w.now;
     w.a.kick_peer(now, world::PEER);
