@@ -90,8 +90,16 @@ impl Arguments {
 #[derive(Default)]
 struct Sum {
     passed: usize,
-    failed: usize,
+    /// The lines of the cells that failed: the table is long, and its end is what is read first.
+    failed: Vec<String>,
     skipped: usize,
+}
+
+impl Sum {
+    fn fail(&mut self, line: String) {
+        println!("✗ {line}");
+        self.failed.push(line);
+    }
 }
 
 /// Runs the chosen cells and prints the table.
@@ -128,8 +136,12 @@ pub fn run(arguments: &Arguments, cells: Vec<Cell>) -> ExitCode {
             end(context, late);
         }
     }
-    println!("\n{} passed; {} failed; {} skipped", sum.passed, sum.failed, sum.skipped);
-    if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if !sum.failed.is_empty() {
+        println!("\nfailed:");
+        sum.failed.iter().for_each(|line| println!("✗ {line}"));
+    }
+    println!("\n{} passed; {} failed; {} skipped", sum.passed, sum.failed.len(), sum.skipped);
+    if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 thread_local! {
@@ -140,8 +152,7 @@ thread_local! {
 fn one(context: &Arc<Context>, cell: Cell, sum: &mut Sum, late: &mut Vec<JoinHandle<()>>) {
     let (title, limit) = (cell.title(), cell.limit);
     if let Err(why) = context.prepare(&cell.needs) {
-        sum.failed += 1;
-        return println!("✗ {title}: {}", in_one_line(&why));
+        return sum.fail(format!("{title}: {}", in_one_line(&why)));
     }
     let begin = Instant::now();
     let (sender, receiver) = mpsc::channel();
@@ -157,8 +168,7 @@ fn one(context: &Arc<Context>, cell: Cell, sum: &mut Sum, late: &mut Vec<JoinHan
     let thread = match thread::Builder::new().name(title.clone()).spawn(body) {
         Ok(thread) => thread,
         Err(error) => {
-            sum.failed += 1;
-            return println!("✗ {title}: cannot start a thread: {error}");
+            return sum.fail(format!("{title}: cannot start a thread: {error}"));
         }
     };
     match receiver.recv_timeout(limit) {
@@ -168,12 +178,11 @@ fn one(context: &Arc<Context>, cell: Cell, sum: &mut Sum, late: &mut Vec<JoinHan
             println!("✓ {title} ({:.1} s){words}", begin.elapsed().as_secs_f64());
         }
         Ok(Err(why)) => {
-            sum.failed += 1;
-            println!("✗ {title}: {} ({:.1} s)", in_one_line(&format!("{why:#}")), begin.elapsed().as_secs_f64());
+            let took = begin.elapsed().as_secs_f64();
+            sum.fail(format!("{title}: {} ({took:.1} s)", in_one_line(&format!("{why:#}"))));
         }
         Err(_) => {
-            sum.failed += 1;
-            println!("✗ {title}: not done after {limit:?}");
+            sum.fail(format!("{title}: not done after {limit:?}"));
             return late.push(thread);
         }
     }
