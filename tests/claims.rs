@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 47] = [
+const LINES: [(&str, &str); 53] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -45,6 +45,12 @@ const LINES: [(&str, &str); 47] = [
     ("A packet in steady state allocates nothing", "tests/packet_path.rs::"),
     ("`coder config-ssh`: the bytes", "tests/cli/config_ssh.rs::"),
     ("… OpenSSH reaches a workspace with that file", "tests/openssh/config.rs::"),
+    ("Programs and libraries that use ssh, through the tunnel, direct and by relay", "tests/openssh/clients.rs::"),
+    ("… `-L`, `-D` (curl through SOCKS), `-R`, unix sockets, `-A`", "tests/openssh/through.rs::"),
+    ("… ControlMaster: a forward whose reader stopped", "tests/openssh/through.rs::"),
+    ("… paramiko, asyncssh, ansible's ping", "tests/openssh/clients.rs::"),
+    ("… `ServerAliveInterval=1` for 60 s", "tests/openssh/clients.rs::"),
+    ("… 300 × start and `kill -9`", "tests/openssh/clients.rs::"),
     ("`ssh --network-info-dir`", "tests/cli/editors.rs::"),
     ("Go mix: relays", "cells `relay`"),
     ("… STUN and netcheck", "cells `STUN`"),
@@ -114,6 +120,17 @@ fn every_row_of_cells_that_the_table_names_has_a_file_that_makes_cells_of_it() {
     for (file, row) in named {
         let (file, row) = (file.trim_start_matches('`'), row.split('`').next().unwrap());
         assert!(read(file).contains(&format!("const ROW: &str = \"{row}\"")), "{file} makes no cells {row}");
+    }
+}
+
+#[test]
+fn every_program_and_library_is_tried_direct_and_by_relay() {
+    for file in ["tests/openssh/clients.rs", "tests/openssh/through.rs"] {
+        for test in read(file).split("#[test]\n").skip(1) {
+            let (name, body) = test.split_once(" {\n").unwrap();
+            let ways = ["direct_and_relayed(", "direct_and_relayed_at_once(", "library("];
+            assert!(ways.iter().any(|way| body.contains(way)), "{name} takes one way only");
+        }
     }
 }
 

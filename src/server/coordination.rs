@@ -66,6 +66,14 @@ impl Coordination {
         });
     }
 
+    /// The peer's end closed the socket of a call.
+    pub(crate) fn closed(&self, conn: ConnId) {
+        self.with(|shared| {
+            shared.wakers.remove(&conn);
+            shared.coordinator.closed(conn);
+        });
+    }
+
     /// Tells everybody that the coordinator closes.
     pub(crate) fn close(&self) {
         self.with(|shared| shared.coordinator.close());

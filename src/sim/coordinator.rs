@@ -60,12 +60,22 @@ impl CoordinatorHost {
         }
     }
 
+    /// The other end of a connection closed it.
     pub(crate) fn handle_closed(&mut self, pipe: PipeIx) {
-        if let Some(connection) = self.connections.remove(&pipe) {
-            for conn in connection.calls.into_keys() {
-                self.coordinator.lost(conn);
-            }
+        for conn in self.calls_of(pipe) {
+            self.coordinator.closed(conn);
         }
+    }
+
+    /// Nobody answers on a connection any more.
+    pub(crate) fn handle_silent(&mut self, pipe: PipeIx) {
+        for conn in self.calls_of(pipe) {
+            self.coordinator.lost(conn);
+        }
+    }
+
+    fn calls_of(&mut self, pipe: PipeIx) -> Vec<ConnId> {
+        self.connections.remove(&pipe).into_iter().flat_map(|connection| connection.calls.into_keys()).collect()
     }
 
     /// Ends without a word: every connection breaks and everything is forgotten.
@@ -112,7 +122,7 @@ impl CoordinatorHost {
         }
         for pipe in dead {
             net.close(now, pipe);
-            self.handle_closed(pipe);
+            self.handle_silent(pipe);
         }
         for pipe in pipes {
             let Some(connection) = self.connections.get_mut(&pipe) else { continue };

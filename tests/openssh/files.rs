@@ -18,9 +18,9 @@ use tailnet::{
     wire::sftp::{Attributes, Request, flags},
 };
 
-const MEGABYTES_50: usize = 50_000_000;
+pub(crate) const MEGABYTES_50: usize = 50_000_000;
 /// Nothing, a byte, a power of two, and more than any window.
-const SIZES: [usize; 4] = [0, 1, 64 << 10, MEGABYTES_50];
+pub(crate) const SIZES: [usize; 4] = [0, 1, 64 << 10, MEGABYTES_50];
 /// Files of a tree.
 const FILES: usize = 1_000;
 
@@ -66,7 +66,7 @@ fn age(path: &Path, seconds: u64) {
 }
 
 /// Files of every size, each of another age and with other permissions.
-fn sizes(folder: &Path) {
+pub(crate) fn sizes(folder: &Path) {
     for (i, size) in SIZES.into_iter().enumerate() {
         let path = folder.join(format!("{size}.bin"));
         fs::write(&path, noise(size, i as u64 + 1)).unwrap();
@@ -76,7 +76,7 @@ fn sizes(folder: &Path) {
 }
 
 /// A tree of [`FILES`] files in 40 folders of two levels.
-fn tree(folder: &Path) {
+pub(crate) fn tree(folder: &Path) {
     for i in 0..FILES {
         let place = folder.join(format!("d{}/e {}", i % 8, i % 40));
         fs::create_dir_all(&place).unwrap();
@@ -108,7 +108,7 @@ fn content(root: &Path) -> Content {
     out
 }
 
-fn assert_equal(a: &Path, b: &Path) {
+pub(crate) fn assert_equal(a: &Path, b: &Path) {
     let (a, b) = (content(a), content(b));
     assert!(a.keys().eq(b.keys()), "{} and {} files", a.len(), b.len());
     for (name, file) in &a {
@@ -118,7 +118,7 @@ fn assert_equal(a: &Path, b: &Path) {
     }
 }
 
-fn rate(bytes: usize, time: Duration) -> String {
+pub(crate) fn rate(bytes: usize, time: Duration) -> String {
     format!("{time:.2?} ({:.0} Mbit/s)", bytes as f64 * 8e-6 / time.as_secs_f64())
 }
 

@@ -10,12 +10,15 @@
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
 mod agent;
+mod clients;
 mod config;
 mod files;
 mod forwards;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod host;
+mod laptop;
+mod through;
 mod tunnel;
 mod ways;
 

@@ -297,6 +297,12 @@ impl Netstack {
         }
     }
 
+    /// Whether a peer has flows.
+    #[must_use]
+    pub fn has_flows(&self, peer: PeerIx) -> bool {
+        self.flows.iter().any(|(_, flow)| flow.peer == peer)
+    }
+
     fn slots_of(&self, peer: PeerIx) -> Vec<u32> {
         self.flows.iter().filter(|(_, flow)| flow.peer == peer).map(|(slot, _)| slot as u32).collect()
     }

@@ -2,13 +2,14 @@
 
 use super::{
     Event, Node, Role,
+    lost::Signs,
     peers::{Change, Facts, Gone, Unusable},
 };
 use crate::{
     base::{Instant, PeerIx},
-    proto::{netstack::CloseReason, path::PeerAddrs},
+    proto::{netstack, netstack::CloseReason, path::PeerAddrs},
     wire::{
-        coord::tailnet::{PeerUpdate, PeerUpdateKind},
+        coord::tailnet::{PEER_CLOSED, PeerUpdate, PeerUpdateKind},
         derp::RelayMap,
     },
 };
@@ -49,7 +50,7 @@ impl Node {
                 }
             }
             Ok(PeerUpdateKind::Lost) => {
-                if self.peers.handle_lost(now, id) {
+                if self.peers.handle_lost(now, id, update.reason == PEER_CLOSED) {
                     self.events.push_back(Event::PeerLost { id });
                 }
             }
@@ -112,7 +113,12 @@ impl Node {
 
     pub(super) fn expire_peers(&mut self, now: Instant) {
         let mut changes = Vec::new();
-        self.peers.handle_timeout(now, |ix| self.wg.last_handshake(ix), &mut changes);
+        let signs = |ix| Signs {
+            alive: self.wg.last_handshake(ix).max(self.heard.get(&ix).copied()),
+            busy: self.netstack.has_flows(ix),
+            patient: self.role == Role::Agent,
+        };
+        self.peers.handle_timeout(now, signs, &mut changes);
         for (id, change) in changes {
             self.apply(now, id, change);
         }
@@ -146,6 +152,12 @@ impl Node {
                 self.start_waiting(now, &addresses);
             }
             Change::Wait(_) => {}
+            Change::Ask(ix) => {
+                let Some(to) = self.peers.get(ix).and_then(|peer| peer.facts.addresses.first().copied()) else { return };
+                let from = self.source_for(&to);
+                // Whatever comes back is the sign; a session that nobody answers in is made anew.
+                self.netstack.ping(now, ix, from, to, netstack::PingKind::Tsmp);
+            }
             Change::Remove(ix, key, why) => {
                 let reason = match why {
                     Gone::Restarted => CloseReason::PeerRestarted,

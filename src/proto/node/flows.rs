@@ -38,7 +38,7 @@ impl Node {
     }
 
     /// Our address with the prefix of the other end, else our first one.
-    fn source_for(&self, to: &Ipv6Addr) -> Ipv6Addr {
+    pub(super) fn source_for(&self, to: &Ipv6Addr) -> Ipv6Addr {
         let coder = |ip: &Ipv6Addr| ip.octets().starts_with(&CODER_PREFIX);
         let same = self.addresses.iter().find(|own| coder(own) == coder(to));
         same.or_else(|| self.addresses.first()).copied().unwrap_or(Ipv6Addr::UNSPECIFIED)

@@ -25,6 +25,7 @@ mod dials;
 mod endpoints;
 mod event;
 mod flows;
+mod lost;
 mod peers;
 mod send;
 mod settle;

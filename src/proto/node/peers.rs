@@ -1,9 +1,10 @@
 //! Which peers there are and from when to when WireGuard knows them (`coordination.md` §13).
 //!
 //! A peer appears with its NODE. One that we asked a tunnel to (a *destination*) is programmed when it is ready for a
-//! handshake or five seconds after its NODE; one that came to us at once. LOST keeps it for fifteen minutes after its
-//! last handshake, DISCONNECTED ends it, another node key makes it another peer at the same addresses.
+//! handshake or five seconds after its NODE; one that came to us at once. LOST keeps it for a time (`lost`), DISCONNECTED
+//! ends it, another node key makes it another peer at the same addresses.
 
+use super::lost::{Lost, Signs, Verdict};
 use crate::{
     base::{Deadline, DiscoKey, Instant, NodeKey, PeerIx, RegionId, Timers, Via},
     wire::coord::tailnet,
@@ -18,8 +19,6 @@ use uuid::Uuid;
 
 /// How long a destination may stay silent before we start the handshake unasked. Equal to the Go client's.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a lost peer is kept after its last handshake. Equal to the Go client's.
-const LOST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Peers of one node; more are ignored. Bounds what a coordinator can make us hold.
 pub(super) const MAX_PEERS: usize = 16_384;
 /// Addresses, and endpoints, taken from one announcement.
@@ -85,9 +84,7 @@ pub(super) struct Peer {
     /// When a packet last went to it.
     pub(super) last_sent: Option<Instant>,
     gate: Option<Instant>,
-    lost: Option<Instant>,
-    /// When the LOST timer looks again.
-    lost_check: Option<Instant>,
+    lost: Option<Lost>,
     /// Its place in the queue of timers.
     scheduled: Option<Instant>,
 }
@@ -95,7 +92,7 @@ pub(super) struct Peer {
 impl Peer {
     fn due(&self) -> Option<Deadline> {
         let gate = self.gate.map(|at| Deadline { at, why: "ready for handshake" });
-        Deadline::earliest(gate, self.lost_check.map(|at| Deadline { at, why: "lost peer" }))
+        Deadline::earliest(gate, self.lost.map(|lost| Deadline { at: lost.check, why: "lost peer" }))
     }
 }
 
@@ -108,6 +105,8 @@ pub(super) enum Change {
     Update(PeerIx),
     /// It is known and waits for its gate.
     Wait(PeerIx),
+    /// It is to give a sign of life.
+    Ask(PeerIx),
     /// Take it out of every engine.
     Remove(PeerIx, NodeKey, Gone),
 }
@@ -223,7 +222,6 @@ impl Peers {
             unsent_handshake: false,
             gate,
             lost: None,
-            lost_check: None,
             scheduled: None,
         };
         self.slots.insert(ix, peer);
@@ -235,7 +233,6 @@ impl Peers {
     fn refresh(&mut self, now: Instant, ix: PeerIx, facts: Facts) -> Change {
         let Some(peer) = self.slots.get_mut(&ix) else { return Change::Wait(ix) };
         peer.lost = None;
-        peer.lost_check = None;
         let old = std::mem::replace(&mut peer.facts, facts);
         let (waits, same) = (!peer.programmed, old.addresses == peer.facts.addresses);
         if waits {
@@ -262,11 +259,11 @@ impl Peers {
         Some(if waits { self.program(ix) } else { Change::Update(ix) })
     }
 
-    pub(super) fn handle_lost(&mut self, now: Instant, id: Uuid) -> bool {
+    /// The coordinator has lost it, and says whether its connection was closed. Returns whether that is news.
+    pub(super) fn handle_lost(&mut self, now: Instant, id: Uuid, closed: bool) -> bool {
         let Some(ix) = self.by_id(id) else { return false };
         let Some(peer) = self.slots.get_mut(&ix).filter(|peer| peer.lost.is_none()) else { return false };
-        peer.lost = Some(now);
-        peer.lost_check = Some(now + LOST_TIMEOUT);
+        peer.lost = Some(Lost::new(now, closed));
         self.schedule(ix);
         // The next process under this id speaks for itself.
         self.ready.remove(&id);
@@ -277,7 +274,7 @@ impl Peers {
     pub(super) fn handle_all_lost(&mut self, now: Instant) {
         let ids: Vec<Uuid> = self.by_id.keys().copied().collect();
         for id in ids {
-            self.handle_lost(now, id);
+            self.handle_lost(now, id, false);
         }
     }
 
@@ -307,13 +304,8 @@ impl Peers {
         }
     }
 
-    /// Gates that opened by themselves and lost peers that stayed silent.
-    pub(super) fn handle_timeout(
-        &mut self,
-        now: Instant,
-        last_handshake: impl Fn(PeerIx) -> Option<Instant>,
-        changes: &mut Vec<(Uuid, Change)>,
-    ) {
+    /// Gates that opened by themselves and lost peers whose time has come.
+    pub(super) fn handle_timeout(&mut self, now: Instant, signs: impl Fn(PeerIx) -> Signs, changes: &mut Vec<(Uuid, Change)>) {
         while let Some(ix) = self.timers.pop(now) {
             if let Some(peer) = self.slots.get_mut(&ix) {
                 peer.scheduled = None;
@@ -324,17 +316,17 @@ impl Peers {
                 changes.push((peer.id, change));
             }
             let Some(peer) = self.slots.get_mut(&ix) else { continue };
-            if let (Some(lost), Some(check)) = (peer.lost, peer.lost_check)
-                && check <= now
-            {
-                let until = last_handshake(ix).map_or(lost, |at| at.max(lost)) + LOST_TIMEOUT;
-                if until <= now {
-                    let (id, key) = (peer.id, peer.facts.key);
-                    self.forget(ix);
-                    changes.push((id, Change::Remove(ix, key, Gone::Lost)));
-                    continue;
+            if let Some(lost) = peer.lost.as_mut().filter(|lost| lost.check <= now) {
+                match lost.judge(now, signs(ix)) {
+                    Verdict::Keep => {}
+                    Verdict::Ask => changes.push((peer.id, Change::Ask(ix))),
+                    Verdict::Remove => {
+                        let (id, key) = (peer.id, peer.facts.key);
+                        self.forget(ix);
+                        changes.push((id, Change::Remove(ix, key, Gone::Lost)));
+                        continue;
+                    }
                 }
-                peer.lost_check = Some(until);
             }
             self.schedule(ix);
         }
@@ -436,6 +428,7 @@ mod tests {
     }
 
     const ID: Uuid = Uuid::from_u128(1);
+    const NO_SIGNS: Signs = Signs { alive: None, busy: false, patient: false };
 
     #[test]
     fn a_peer_that_came_to_us_is_programmed_at_once() {
@@ -454,9 +447,9 @@ mod tests {
         peers.handle_node(secs(3), ID, facts(1));
         assert_eq!(peers.poll_timeout().map(|d| d.at), Some(secs(8)));
         let mut changes = Vec::new();
-        peers.handle_timeout(secs(7), |_| None, &mut changes);
+        peers.handle_timeout(secs(7), |_| NO_SIGNS, &mut changes);
         assert!(changes.is_empty());
-        peers.handle_timeout(secs(8), |_| None, &mut changes);
+        peers.handle_timeout(secs(8), |_| NO_SIGNS, &mut changes);
         assert!(matches!(changes[..], [(ID, Change::Program(_))]));
         assert_eq!(peers.poll_timeout(), None);
     }
@@ -491,15 +484,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_peer_lives_fifteen_minutes_after_its_last_handshake() {
+    fn a_lost_peer_lives_fifteen_minutes_after_its_last_sign() {
         let mut peers = Peers::default();
         peers.handle_node(secs(0), ID, facts(1));
-        assert!(peers.handle_lost(secs(10), ID));
+        assert!(peers.handle_lost(secs(10), ID, false));
+        assert!(!peers.handle_lost(secs(11), ID, true), "it is known already");
         let mut changes = Vec::new();
-        peers.handle_timeout(secs(910), |_| Some(secs(600)), &mut changes);
+        let signs = |_| Signs { alive: Some(secs(600)), ..NO_SIGNS };
+        peers.handle_timeout(secs(910), signs, &mut changes);
         assert!(changes.is_empty());
         assert_eq!(peers.poll_timeout().map(|d| d.at), Some(secs(1_500)));
-        peers.handle_timeout(secs(1_500), |_| Some(secs(600)), &mut changes);
+        peers.handle_timeout(secs(1_500), signs, &mut changes);
         assert!(matches!(changes[..], [(ID, Change::Remove(_, _, Gone::Lost))]));
         assert!(peers.is_empty());
     }
@@ -508,7 +503,7 @@ mod tests {
     fn a_lost_peer_that_is_announced_again_stays() {
         let mut peers = Peers::default();
         peers.handle_node(secs(0), ID, facts(1));
-        peers.handle_lost(secs(10), ID);
+        peers.handle_lost(secs(10), ID, true);
         peers.handle_node(secs(20), ID, facts(1));
         assert_eq!(peers.poll_timeout(), None);
     }
@@ -524,12 +519,12 @@ mod tests {
             let now = secs(step);
             match rng.below(12) {
                 0..4 => _ = peers.handle_node(now, *id, facts.clone()),
-                4..8 => _ = peers.handle_lost(now, *id),
+                4..8 => _ = peers.handle_lost(now, *id, rng.chance(0.5)),
                 8 => _ = peers.handle_ready(now, *id),
                 9 => _ = peers.handle_disconnected(*id),
                 _ => {
-                    let handshake = rng.chance(0.5).then_some(now);
-                    peers.handle_timeout(now, |_| handshake, &mut Vec::new());
+                    let signs = Signs { alive: rng.chance(0.5).then_some(now), busy: rng.chance(0.5), patient: rng.chance(0.5) };
+                    peers.handle_timeout(now, |_| signs, &mut Vec::new());
                 }
             }
             let model = peers.slots.values().filter_map(Peer::due).map(|due| due.at).min();

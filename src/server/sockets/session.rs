@@ -104,7 +104,7 @@ impl Session {
     pub(super) async fn run(mut self, mut socket: Socket) -> io::Result<()> {
         self.arrive().await;
         let ended = self.talk(&mut socket).await;
-        self.leave().await;
+        self.leave(by_peer(&ended)).await;
         let (code, reason) = match ended? {
             End::Peer | End::Dead(Death::Ended) => {
                 closed_by_peer(&mut socket).await;
@@ -269,9 +269,10 @@ impl Session {
         }
     }
 
-    async fn leave(&mut self) {
+    async fn leave(&mut self, by_peer: bool) {
+        let coordination = self.app.coordination();
         for conn in std::mem::take(&mut self.calls).into_values() {
-            self.app.coordination().lost(conn);
+            if by_peer { coordination.closed(conn) } else { coordination.lost(conn) }
         }
         let (Owner::Agent { machine, .. }, Some(presence)) = (&self.owner, self.presence.take()) else { return };
         if self.app.agents().leave(&presence) {
@@ -280,6 +281,20 @@ impl Session {
             }
             self.app.announce(machine.workspace.id);
         }
+    }
+}
+
+/// Whether the peer's end closed the connection, other than by falling silent.
+fn by_peer(ended: &io::Result<End>) -> bool {
+    match ended {
+        Ok(end) => matches!(end, End::Peer | End::Dead(Death::Ended)),
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionAborted
+        ),
     }
 }
 

@@ -61,6 +61,32 @@ fn a_client_that_says_goodbye_is_gone_at_once() {
 }
 
 #[test]
+fn a_killed_client_is_gone_within_half_a_minute_with_its_streams() {
+    each_seed(|world, rng| {
+        let (client, agent) = pair(world, client().on(some_link(rng)), agent().on(some_link(rng)));
+        let (_, accepted) = connect(world, client, agent);
+        world.run_for(rng.between(secs(1), secs(600)));
+        world.kill(client);
+        assert!(world.run_until(secs(35), |w| !w.gone(agent).is_empty()), "{}", world.place());
+        assert_eq!(world.gone(agent)[0].1, Gone::Lost, "{}", world.place());
+        assert_eq!(world.condition(agent, accepted), Some(Condition::Closed), "{}", world.place());
+    });
+}
+
+#[test]
+fn a_client_without_its_coordinator_and_long_idle_is_asked_and_stays() {
+    each_seed(|world, rng| {
+        let (client, agent) = pair(world, client().on(some_link(rng)), agent().on(some_link(rng)));
+        let (stream, accepted) = connect(world, client, agent);
+        world.stop_coordinator();
+        world.run_for(rng.between(secs(1_000), secs(2_500)));
+        world.write(client, stream, 1);
+        assert!(world.run_until(secs(10), |w| w.received(agent, accepted) == Some(1)), "{}", world.place());
+        assert_eq!((world.gone(client), world.gone(agent)), (&[][..], &[][..]), "{}", world.place());
+    });
+}
+
+#[test]
 fn a_broken_control_socket_changes_nothing_for_a_stream() {
     each_seed(|world, rng| {
         let (client, agent) = pair(world, client().on(some_link(rng)), agent().on(some_link(rng)));

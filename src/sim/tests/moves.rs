@@ -71,7 +71,7 @@ fn a_host_that_slept_goes_on_where_it_stopped() {
         let (client, agent) = pair(world, client().behind(NatKind::EASY).on(some_link(rng)), agent().on(some_link(rng)));
         let (stream, accepted) = connect(world, client, agent);
         world.run_for(secs(2));
-        world.sleep(client, rng.between(secs(60), secs(800)));
+        world.sleep(client, rng.between(secs(5), secs(12 * 3_600)));
         world.write(client, stream, 1);
         assert!(world.run_until(secs(10), |w| w.received(agent, accepted) == Some(1)), "{}", world.place());
     });

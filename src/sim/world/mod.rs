@@ -264,18 +264,34 @@ impl World {
         self.service(host);
     }
 
-    /// Suspends a host: for so long it neither runs nor gets anything, and its connections to servers break.
+    /// Suspends a host: for so long it neither runs nor gets anything. Its connections to servers die without a word; the
+    /// coordinator notices that by its pings.
     pub fn sleep(&mut self, host: HostIx, time: Duration) {
-        let now = self.now;
+        const NOTICED: Duration = Duration::from_secs(30);
         self.asleep = Some(host);
-        self.net.close_pipes(now, host);
-        self.run_for(time);
+        self.net.silence_pipes(host);
+        let control = self.host(host).control_pipe();
+        self.run_for(time.min(NOTICED));
+        if let Some(rest) = time.checked_sub(NOTICED) {
+            if let (Some(coordinator), Some(pipe)) = (&mut self.coordinator, control) {
+                coordinator.handle_silent(pipe);
+            }
+            self.run_for(rest);
+        }
         self.asleep = None;
         let now = self.now;
         for pipe in self.host(host).pipes() {
+            self.net.close(now, pipe);
             self.host_mut(host).handle_closed(now, pipe);
         }
         self.service(host);
+    }
+
+    /// Ends a host's process without a word; its system closes its connections.
+    pub fn kill(&mut self, host: HostIx) {
+        let now = self.now;
+        self.net.close_pipes(now, host);
+        self.asleep = Some(host);
     }
 
     /// Changes a relay's access link.

@@ -182,6 +182,10 @@ pub struct CoordinateResponse {
     pub error: String,
 }
 
+/// The reason of a `Lost` update that says more: the peer's end closed its connection. Our coordinator's own; to other
+/// implementations reasons are text for people.
+pub const PEER_CLOSED: &str = "connection closed";
+
 /// One piece of news about one peer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PeerUpdate {

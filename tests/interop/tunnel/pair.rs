@@ -210,6 +210,17 @@ impl<'a> Pair<'a> {
             }
         };
         timeout(LIMIT, theirs).await.context("the Go node's path does not become direct")??;
+        // What it says of itself and what it does may differ while news of our endpoints reach it.
+        let settled = async {
+            loop {
+                let before = self.counters().await?;
+                self.ours.tailnet.ping(self.go.address, PingKind::Tsmp, LIMIT).await?;
+                if self.took(Way::Direct, &before).await.is_ok() {
+                    return Ok::<_, anyhow::Error>(());
+                }
+            }
+        };
+        timeout(LIMIT, settled).await.context("the Go node does not stay with the direct way")??;
         Ok(begin.elapsed())
     }
 

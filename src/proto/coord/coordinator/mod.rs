@@ -12,7 +12,7 @@ mod tests;
 
 pub use auth::{Auth, AuthError};
 
-use crate::wire::coord::tailnet::{CoordinateRequest, CoordinateResponse, Node, PeerUpdate, PeerUpdateKind};
+use crate::wire::coord::tailnet::{CoordinateRequest, CoordinateResponse, Node, PEER_CLOSED, PeerUpdate, PeerUpdateKind};
 use prost::Message as _;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -63,6 +63,8 @@ struct Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
     Lost,
+    /// Its connection was closed at the other end.
+    Closed,
     Graceful,
     /// It did not read what it was sent.
     Overflow,
@@ -137,9 +139,20 @@ impl Coordinator {
         applied
     }
 
-    /// The call or its socket ended. After a disconnect this changes nothing.
+    /// The call or its socket ended by itself: its other end fell silent, or we let it go. After a disconnect this changes
+    /// nothing.
     pub fn lost(&mut self, conn: ConnId) {
-        self.leave(conn, Leave::Lost);
+        self.ended(conn, Leave::Lost);
+    }
+
+    /// The same, and it was the other end that closed it: a process that ended without a word, or whose connection something
+    /// on the way cut. Its partners ask it for a sign of life.
+    pub fn closed(&mut self, conn: ConnId) {
+        self.ended(conn, Leave::Closed);
+    }
+
+    fn ended(&mut self, conn: ConnId, how: Leave) {
+        self.leave(conn, how);
         self.remove_overflowed();
         self.conns.remove(&conn);
         self.ready.remove(&conn);
@@ -256,6 +269,7 @@ impl Coordinator {
         self.peers.remove(&id);
         let (kind, reason) = match how {
             Leave::Lost => (PeerUpdateKind::Lost, "lost"),
+            Leave::Closed => (PeerUpdateKind::Lost, PEER_CLOSED),
             Leave::Graceful => (PeerUpdateKind::Disconnected, "graceful disconnect"),
             Leave::Overflow => (PeerUpdateKind::Disconnected, "does not read its updates"),
         };

@@ -56,8 +56,17 @@ fn is_connected(coordinator: &Coordinator, id: Uuid) -> bool {
     coordinator.peers.contains_key(&id)
 }
 
-const REASONS: [&str; 8] =
-    ["init", "node update", "add tunnel", "remove tunnel", "graceful disconnect", "lost", "does not read its updates", ""];
+const REASONS: [&str; 9] = [
+    "init",
+    "node update",
+    "add tunnel",
+    "remove tunnel",
+    "graceful disconnect",
+    "lost",
+    PEER_CLOSED,
+    "does not read its updates",
+    "",
+];
 
 fn told(coordinator: &mut Coordinator, conn: ConnId) -> Vec<Told> {
     let mut told = Vec::new();
@@ -170,6 +179,13 @@ fn a_lost_agent_comes_back_to_the_tunnel_that_its_client_kept() {
     assert_eq!(told(&mut c, agent), [is_node(CLIENT, 1, "init")]);
     c.handle_request(agent, &update(node(AGENT, 1))).unwrap();
     assert_eq!(told(&mut c, client), [is_node(AGENT, 1, "node update")], "LOST forgets what was sent");
+}
+
+#[test]
+fn partners_are_told_that_a_lost_peers_connection_was_closed() {
+    let (mut c, agent, client) = joined();
+    c.closed(client);
+    assert_eq!(told(&mut c, agent), [is(CLIENT, Lost, PEER_CLOSED)]);
 }
 
 #[test]
