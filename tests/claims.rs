@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 53] = [
+const LINES: [(&str, &str); 54] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -26,6 +26,7 @@ const LINES: [(&str, &str); 53] = [
     ("Two users do not see each other's workspaces", "tests/cli/users.rs::"),
     ("UDP cut under a stream that ticks every 100 ms", "tests/netns/main.rs::"),
     ("Agent killed and back: the client ends with the reason ≤ 5 s after its return", "tests/netns/main.rs::"),
+    ("Error matrix: forty ways", "tests/cli/matrix.rs::"),
     ("Errors: wrong token", "tests/cli/errors.rs::"),
     ("… unknown workspace", "tests/cli/errors.rs::"),
     ("… agent down", "tests/cli/errors.rs::"),

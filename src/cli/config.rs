@@ -32,6 +32,7 @@ impl ConfigDir {
     fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
         let path = self.0.join(name);
         match fs::read_to_string(&path) {
+            Ok(text) if text.trim().lines().count() > 1 => bail!("{} holds more than one line; log in again", path.display()),
             Ok(text) => Ok(Some(text.trim().to_owned()).filter(|t| !t.is_empty())),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => bail!("cannot read {}: {e}", path.display()),

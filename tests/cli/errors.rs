@@ -12,12 +12,12 @@ use rustix::process::Signal;
 use std::{fs, net::TcpListener, process::Command, thread, time::Duration};
 
 /// Longest that a command may take to find out what is wrong.
-const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 /// The same where an agent is given time to come.
 const PATIENT: Duration = Duration::from_secs(45);
 
 /// The one error line of a failing command.
-fn error(command: Command, limit: Duration) -> String {
+pub(crate) fn error(command: Command, limit: Duration) -> String {
     let shown = format!("{:?}", command.get_args().collect::<Vec<_>>());
     let out = run_within(command, b"", limit);
     let said = text(&out.stderr);
@@ -31,7 +31,7 @@ fn error(command: Command, limit: Duration) -> String {
     (*errors[0]).to_owned()
 }
 
-fn names(line: &str, words: &[&str]) {
+pub(crate) fn names(line: &str, words: &[&str]) {
     for word in words {
         assert!(line.contains(word), "{word:?} is not in {line:?}");
     }

@@ -1,5 +1,7 @@
 //! Row 5: whole sessions in every mix of command line, server and agent, each on every way.
 
+mod services;
+
 use crate::{
     harness::{LIMIT, Process, noise, run_within, terminal::Terminal, text},
     peers::{Context, Deployment, Front, GO_SERVER, Need, Program, Side, runtime, socket_address},
@@ -56,7 +58,7 @@ pub fn cells() -> Vec<Cell> {
             for agent in Side::BOTH {
                 for cli in Side::BOTH {
                     let name = format!("{} CLI, {} server, {} agent, {}", cli.name(), server.name(), agent.name(), way.name());
-                    let mut needs = vec![Need::Tool("ssh")];
+                    let mut needs = ["ssh", "scp", "sftp"].map(Need::Tool).to_vec();
                     if cli == Side::Go || agent == Side::Go {
                         needs.push(Need::Program(Program::Coder));
                     }
@@ -134,6 +136,7 @@ impl Session {
         let bulk = step("ssh --stdio", || self.bulk())?;
         step("resize", || self.resize())?;
         let speed = step("speedtest", || self.speedtest())?;
+        self.services()?;
         let back = step("agent killed and back", || self.agent_killed_and_back())?;
         step("way", || self.prove())?;
         Ok(format!("OpenSSH {bulk:.0} Mbit/s, speedtest {speed:.0} Mbit/s, back after {:.1} s", back.as_secs_f64()))

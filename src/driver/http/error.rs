@@ -69,7 +69,13 @@ impl HttpError {
             deepest = source;
         }
         // The outermost text may quote the whole URL; the deepest never does.
-        let reason = if e.source().is_some() { deepest.to_string() } else { "the request failed".to_owned() };
+        // The I/O error that wraps it names no source.
+        let wrapped = deepest.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let reason = match wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS; is its URL http://, not https://?".to_owned(),
+            _ if e.source().is_some() => deepest.to_string(),
+            _ => "the request failed".to_owned(),
+        };
         if e.is_timeout() {
             Self::Timeout { host, after: limit }
         } else if e.is_connect() {

@@ -147,18 +147,26 @@ impl Deployment {
 
     /// OpenSSH through `coder ssh --stdio` of either side; `flags` go to `coder`, `ssh_flags` to OpenSSH.
     pub fn ssh(&self, side: Side, flags: &[&str], ssh_flags: &[&str], workspace: &str, remote: &str) -> Command {
-        let proxy = format!("ProxyCommand={} {} ssh --stdio {workspace}", self.binary(side).display(), flags.join(" "));
-        let mut command = Command::new("ssh");
+        let mut ssh = self.openssh(side, "ssh", flags, workspace);
+        // Of several values of an option OpenSSH takes the first, but these are others than those of every program.
+        ssh.args(ssh_flags).args([workspace, remote]);
+        ssh
+    }
+
+    /// One of OpenSSH's programs, with the options that lead it into the workspace.
+    pub fn openssh(&self, side: Side, program: &str, flags: &[&str], workspace: &str) -> Command {
+        let proxy = format!("ProxyCommand={} ssh --stdio {} {workspace}", self.binary(side).display(), flags.join(" "));
+        let mut command = Command::new(program);
         // The environment is that of the command line, for OpenSSH hands its own on.
         let cli = self.cli(side, &[]);
-        clean(&mut command).args(ssh_flags).args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]);
+        clean(&mut command).args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]);
         for (name, value) in cli.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
             };
         }
-        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", workspace, remote]);
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command
     }
 
