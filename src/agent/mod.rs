@@ -6,6 +6,7 @@
 mod account;
 mod assignment;
 mod calls;
+mod datagrams;
 mod environment;
 mod lifecycle;
 mod ports;

@@ -2,7 +2,7 @@
 
 use super::{
     assignment::Assignment,
-    ports,
+    datagrams, ports,
     speedtest::{self, Speedtests},
     ssh::Server,
     statistics::Sample,
@@ -45,6 +45,8 @@ impl Services {
         this.spawn(this.clone().serve_speedtests(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
+        let datagrams = this.tailnet.bind_udp_rest().await?;
+        this.spawn(datagrams::forward(datagrams));
         Ok(this)
     }
 
