@@ -418,6 +418,11 @@ impl Tailnet {
         update(PeerUpdateKind::ReadyForHandshake, None);
     }
 
+    /// Takes a coordinator's news of a peer, for programs that hear them by another way than [`Config::control`].
+    pub fn update_peer(&self, update: PeerUpdate) {
+        self.tell(Command::PeerUpdate(Box::new(update)));
+    }
+
     /// Replaces the relays. Embedded ones already point at the server as this host reaches it.
     pub fn set_relay_map(&self, map: RelayMap) {
         self.tell(Command::SetRelayMap(Box::new(map)));
