@@ -1,8 +1,9 @@
-//! What the agent serves in the tunnel: SSH on ports 1 and 22, speed tests on port 3, and the machine's own ports (agent.md §5.1).
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, terminals on port 2, speed tests on port 3, and the machine's own ports (agent.md §5.1).
 
 use super::{
     assignment::Assignment,
     datagrams, ports,
+    pty::{self, Terminals},
     speedtest::{self, Speedtests},
     ssh::Server,
     statistics::Sample,
@@ -27,6 +28,7 @@ pub(crate) struct Services {
     agent: Uuid,
     tailnet: Tailnet,
     pub(crate) ssh: Server,
+    terminals: Terminals,
     traffic: Traffic,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -35,14 +37,17 @@ pub(crate) struct Services {
 impl Services {
     /// Listens and serves until [`Services::close`].
     pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server) -> Result<Self, BindError> {
-        let this =
-            Self { agent, tailnet, ssh, traffic: Traffic::default(), stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let this = Self { agent, tailnet, ssh, terminals, traffic, stop, tasks };
         for port in SSH_PORTS {
             let listener = this.tailnet.listen_tcp(port).await?;
             this.spawn(this.clone().serve_ssh(listener));
         }
         let listener = this.tailnet.listen_tcp(speedtest::PORT).await?;
         this.spawn(this.clone().serve_speedtests(listener));
+        let listener = this.tailnet.listen_tcp(pty::PORT).await?;
+        this.spawn(this.clone().serve_terminals(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
         let datagrams = this.tailnet.bind_udp_rest().await?;
@@ -70,6 +75,7 @@ impl Services {
     /// Ends what is left and leaves the tunnel.
     pub(crate) async fn close(&self) {
         self.log_counters().await;
+        self.terminals.shutdown().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -107,6 +113,17 @@ impl Services {
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
+                }
+            });
+        }
+    }
+
+    async fn serve_terminals(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    this.terminals.serve(this.traffic.count(stream)).await;
                 }
             });
         }
