@@ -5,6 +5,7 @@
 //! forward of every other port to the machine's own loopback (agent.md §4–6).
 
 mod account;
+mod api;
 mod assignment;
 mod calls;
 mod datagrams;

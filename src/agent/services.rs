@@ -1,6 +1,8 @@
-//! What the agent serves in the tunnel: SSH on ports 1 and 22, terminals on port 2, speed tests on port 3, and the machine's own ports (agent.md §5.1).
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, terminals on port 2, speed tests on port 3, HTTP on port 4,
+//! and the machine's own ports (agent.md §5.1).
 
 use super::{
+    api::{self, Api},
     assignment::Assignment,
     datagrams, ports,
     pty::{self, Terminals},
@@ -10,6 +12,7 @@ use super::{
     traffic::Traffic,
 };
 use crate::net::{BindError, Incoming, Listener, Tailnet};
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,6 +32,7 @@ pub(crate) struct Services {
     tailnet: Tailnet,
     pub(crate) ssh: Server,
     terminals: Terminals,
+    api: Api,
     traffic: Traffic,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -36,10 +40,11 @@ pub(crate) struct Services {
 
 impl Services {
     /// Listens and serves until [`Services::close`].
-    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server) -> Result<Self, BindError> {
+    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server, manifest: Value) -> Result<Self, BindError> {
         let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
+        let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let this = Self { agent, tailnet, ssh, terminals, traffic, stop, tasks };
+        let this = Self { agent, tailnet, ssh, terminals, api, traffic, stop, tasks };
         for port in SSH_PORTS {
             let listener = this.tailnet.listen_tcp(port).await?;
             this.spawn(this.clone().serve_ssh(listener));
@@ -48,6 +53,8 @@ impl Services {
         this.spawn(this.clone().serve_speedtests(listener));
         let listener = this.tailnet.listen_tcp(pty::PORT).await?;
         this.spawn(this.clone().serve_terminals(listener));
+        let listener = this.tailnet.listen_tcp(api::PORT).await?;
+        this.spawn(this.clone().serve_api(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
         let datagrams = this.tailnet.bind_udp_rest().await?;
@@ -62,6 +69,7 @@ impl Services {
             return;
         }
         self.ssh.set_profile(assignment.profile);
+        self.api.set_manifest(assignment.manifest);
         self.tailnet.set_relay_map(assignment.relay_map);
         self.tailnet.set_force_websockets(assignment.force_websockets);
         self.tailnet.set_direct(assignment.direct);
@@ -124,6 +132,17 @@ impl Services {
             self.spawn(async move {
                 if let Ok(stream) = incoming.accept().await {
                     this.terminals.serve(this.traffic.count(stream)).await;
+                }
+            });
+        }
+    }
+
+    async fn serve_api(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    this.api.serve(this.traffic.count(stream)).await;
                 }
             });
         }
