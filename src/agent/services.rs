@@ -58,7 +58,7 @@ impl Services {
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
         let datagrams = this.tailnet.bind_udp_rest().await?;
-        this.spawn(datagrams::forward(datagrams));
+        this.spawn(datagrams::forward(datagrams, |port| !RESERVED.contains(&port)));
         Ok(this)
     }
 
@@ -201,3 +201,6 @@ impl Services {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
