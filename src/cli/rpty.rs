@@ -20,12 +20,17 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::{Instant, sleep_until},
+};
 use tracing::level_filters::LevelFilter;
 use url::form_urlencoded;
 use uuid::Uuid;
 
+/// After so long without a word of the server the connection is given up; servers ask for a sign of life every 15 s.
+const SILENCE: Duration = Duration::from_secs(45);
 /// Bytes of input taken at once.
 const INPUT: usize = 16 << 10;
 /// What ends the input of a program in a terminal (Ctrl-D).
@@ -136,6 +141,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> anyhow::Result<End> {
     let mut input = Some(Text::default());
     let mut bytes = vec![0; INPUT];
+    let mut heard = Instant::now();
     loop {
         let resized = async {
             match &mut resizes {
@@ -144,19 +150,25 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         let request = tokio::select! {
-            message = socket.next() => match message.transpose() {
-                Ok(Some(Message::Binary(shown))) => {
-                    stdout.write_all(&shown).await?;
-                    stdout.flush().await?;
-                    continue;
+            // First what has come: while standard output was full nothing was heard.
+            biased;
+            message = socket.next() => {
+                heard = Instant::now();
+                match message.transpose() {
+                    Ok(Some(Message::Binary(shown))) => {
+                        stdout.write_all(&shown).await?;
+                        stdout.flush().await?;
+                        continue;
+                    }
+                    Ok(Some(Message::Ping | Message::Pong | Message::Text(_))) => continue,
+                    Ok(Some(Message::Close { code: 1000 | 1005, .. }) | None) => return Ok(End::Over),
+                    Ok(Some(Message::Close { code, reason })) => bail!("the server ended the connection: {reason} ({code})"),
+                    // Go's server hangs up without a word when the command has ended.
+                    Err(error) if is_hang_up(&error) => return Ok(End::Over),
+                    Err(error) => return Err(error).context("the connection to the server broke"),
                 }
-                Ok(Some(Message::Ping | Message::Pong | Message::Text(_))) => continue,
-                Ok(Some(Message::Close { code: 1000 | 1005, .. }) | None) => return Ok(End::Over),
-                Ok(Some(Message::Close { code, reason })) => bail!("the server ended the connection: {reason} ({code})"),
-                // Go's server hangs up without a word when the command has ended.
-                Err(error) if is_hang_up(&error) => return Ok(End::Over),
-                Err(error) => return Err(error).context("the connection to the server broke"),
-            },
+            }
+            () = sleep_until(heard + SILENCE) => bail!("the server has been silent for {} s", SILENCE.as_secs()),
             size = resized => {
                 let side = |n| u16::try_from(n).unwrap_or(u16::MAX);
                 let size = Size { height: side(size.rows), width: side(size.columns) };
@@ -272,6 +284,24 @@ mod tests {
         };
         let (ended, typed) = tokio::join!(talking, serving);
         assert_eq!((ended.unwrap(), typed.as_str(), shown.as_slice()), (End::Over, "ls\r\u{4}", &b"file\r\n"[..]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_silent_is_given_up_and_one_that_asks_for_signs_of_life_is_not() {
+        let (near, far) = duplex(1 << 16);
+        let mut server = WebSocket::server(far, MAX_MESSAGE);
+        let client = WebSocket::client(near, MAX_MESSAGE);
+        let begin = Instant::now();
+        let talking = talk(client, tokio::io::empty(), Vec::new(), None, true);
+        let serving = async {
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                server.ping().await.unwrap();
+            }
+        };
+        let (ended, ()) = tokio::join!(talking, serving);
+        assert!(ended.unwrap_err().to_string().contains("silent"));
+        assert_eq!(begin.elapsed(), Duration::from_secs(4 * 30 + 45));
     }
 
     #[tokio::test]

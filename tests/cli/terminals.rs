@@ -3,11 +3,13 @@
 use crate::{
     Lab,
     harness::{
-        process::{LIMIT, run, text},
+        Process, Server, coder, have_as_root,
+        process::{LIMIT, run, text, until},
         terminal::Terminal,
     },
 };
 use rustix::process::Signal;
+use std::process::Command;
 
 const ID: &str = "6c1fbbe5-4c4b-4d5e-9b7a-0d6a8d1c2e3f";
 
@@ -62,4 +64,42 @@ fn what_cannot_be_had_is_told() {
     assert!(text(&out.stderr).contains("always goes through the server"), "{}", text(&out.stderr));
     let out = run(lab.server.coder(&["exp", "rpty", "-c", "c1", "dev", "true"]), b"");
     assert!(text(&out.stdout).contains("runs no terminals in containers"), "{}", text(&out.stdout));
+}
+
+/// Runs an agent on a machine that has two terminals.
+fn agent_with_two_terminals(server: &Server, token: &str) -> Process {
+    let mounts = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts && mount --bind /dev/pts/ptmx /dev/ptmx";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &format!("{mounts} && exec \"$0\" agent -v")]).arg(coder());
+    for (name, value) in server.agent_command(None, token).get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    agent
+}
+
+#[test]
+fn a_machine_without_a_free_terminal_says_so_and_goes_on() {
+    if !have_as_root(&["unshare", "mount"]) {
+        return;
+    }
+    let server = Server::start(&[]);
+    let _agent = agent_with_two_terminals(&server, &server.create("dev"));
+    let open = || {
+        let mut terminal = Process::start("a terminal", server.coder(&["exp", "rpty", "dev", "echo here; cat"]));
+        terminal.wait_for("here");
+        terminal
+    };
+    let (mut first, _second) = (open(), open());
+    let another = || text(&run(server.coder(&["exp", "rpty", "dev", "echo another"]), b"").stdout);
+    let told = another();
+    assert!(told.contains("this machine has no terminal left"), "{told}");
+    first.close_stdin();
+    assert!(first.wait(LIMIT).success());
+    // The system gives a terminal back when the last process has let go of it.
+    until("the terminal was not given back", || another() == "another\r\n");
 }

@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UdpSocket},
+    net::{TcpListener, TcpSocket, UdpSocket},
     task::JoinSet,
     time::timeout,
 };
@@ -244,7 +244,10 @@ async fn answers_of_the_http_api_have_the_shape_of_the_go_agents() {
 #[tokio::test]
 async fn a_service_on_the_ipv6_loopback_alone_is_reached_and_a_port_without_one_refuses() {
     let world = World::new().await;
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+    // Bound, so that nobody else gets it, but nobody listens.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let free = held.local_addr().unwrap().port();
     let refused = timeout(PATIENCE, world.client.dial_tcp(world.at(free))).await.unwrap().unwrap_err();
     assert_eq!(refused, DialError::Refused(free));
     let Ok(listener) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await else {
