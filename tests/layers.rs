@@ -50,7 +50,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("reqwest", &["driver"]),
     ("rustls", &["driver", "server"]),
     ("tokio_websockets", &["driver"]),
-    ("hyper", &["driver", "server"]),
+    ("hyper", &["driver", "server", "agent/api"]),
     ("russh", &["agent/ssh", "cli/ssh"]),
     ("axum", &["server"]),
     ("sqlx", &["server"]),

@@ -2,6 +2,7 @@
 
 use super::{
     account::Account,
+    api,
     environment::{Profile, expand},
 };
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     },
 };
 use prost::Message as _;
+use serde_json::Value;
 use std::{ffi::OsString, fmt, path::PathBuf};
 use uuid::Uuid;
 
@@ -24,6 +26,8 @@ pub(crate) struct Assignment {
     pub(crate) relay_map: RelayMap,
     pub(crate) direct: bool,
     pub(crate) force_websockets: bool,
+    /// The manifest without secrets, for whoever looks for a fault.
+    pub(crate) manifest: Value,
 }
 
 impl fmt::Debug for Assignment {
@@ -59,6 +63,7 @@ impl Assignment {
         let manifest = Manifest::decode(manifest)?;
         let agent = Uuid::from_slice(&manifest.agent_id).ok().filter(|id| !id.is_nil());
         let relay_map = manifest.derp_map.as_ref().ok_or(AssignmentError::NoRelayMap)?;
+        let description = api::describe(&manifest);
         let profile = Profile {
             owner: manifest.owner_username,
             workspace: manifest.workspace_name,
@@ -81,6 +86,7 @@ impl Assignment {
             relay_map: RelayMap::try_from(relay_map)?,
             direct: !manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
+            manifest: description,
         })
     }
 }
@@ -107,7 +113,6 @@ fn directory(text: &str, account: &Account, vars: &[(OsString, OsString)]) -> Pa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
     use std::path::Path;
 
     fn account() -> Account {

@@ -149,6 +149,18 @@ impl Sources<'_> {
     }
 }
 
+/// Chooses UTF-8 for text where no variable chooses anything else on purpose: `LC_ALL` wins over everything, so it is
+/// left alone, and a locale that is UTF-8 already stays what it is (agent.md §5.2).
+pub(crate) fn prefer_utf8(environment: &mut BTreeMap<OsString, OsString>) {
+    let of = |name: &str| environment.get(OsStr::new(name)).map(|v| v.to_string_lossy()).filter(|v| !v.is_empty());
+    let in_effect = of("LC_ALL").or_else(|| of("LC_CTYPE")).or_else(|| of("LANG")).unwrap_or_default();
+    let is_utf8 = ["utf-8", "utf8"].iter().any(|name| in_effect.to_lowercase().ends_with(name));
+    if of("LC_ALL").is_none() && !is_utf8 {
+        let locale = if cfg!(target_os = "macos") { "UTF-8" } else { "C.UTF-8" };
+        environment.insert("LC_CTYPE".into(), locale.into());
+    }
+}
+
 #[cfg(unix)]
 fn os_string(bytes: Vec<u8>) -> OsString {
     std::os::unix::ffi::OsStringExt::from_vec(bytes)
@@ -226,6 +238,22 @@ mod tests {
         );
         assert_eq!((env["LANG"].as_str(), env["CODER"].as_str(), env["EDITOR"].as_str()), ("C", "true", "vi"));
         assert_eq!((env["USER"].as_str(), env["SHELL"].as_str(), env["HOME"].as_str()), ("dev", "/bin/zsh", "/home/dev"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn utf8_is_chosen_only_where_nothing_else_was() {
+        let of = |set: &[(&str, &str)]| {
+            let mut environment = set.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+            prefer_utf8(&mut environment);
+            environment.get(OsStr::new("LC_CTYPE")).map(|v| v.to_str().unwrap().to_owned())
+        };
+        assert_eq!(of(&[]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LANG", "C"), ("LC_ALL", "")]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LANG", "de_DE.UTF-8")]), None);
+        assert_eq!(of(&[("LANG", "de_DE.utf8"), ("LC_CTYPE", "C")]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LC_CTYPE", "de_DE.utf8")]).as_deref(), Some("de_DE.utf8"));
+        assert_eq!(of(&[("LC_ALL", "C")]), None, "whoever sets it means it");
     }
 
     #[test]

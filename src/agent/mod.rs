@@ -1,14 +1,18 @@
 //! L6: the workspace agent.
 //!
 //! It keeps one control connection to the server, one node in the tunnel and the services behind it: an SSH server on
-//! ports 1 and 22, speed tests on port 3 and a forward of every other port to the machine's own loopback (agent.md §4–6).
+//! ports 1 and 22, terminals that outlive their connections on port 2, speed tests on port 3, an HTTP API on port 4, and a
+//! forward of every other port to the machine's own loopback (agent.md §4–6).
 
 mod account;
+mod api;
 mod assignment;
 mod calls;
+mod datagrams;
 mod environment;
 mod lifecycle;
 mod ports;
+mod pty;
 mod run;
 mod services;
 mod speedtest;

@@ -100,7 +100,7 @@ impl Calls for Control {
     }
 }
 
-/// Runs an agent until `stop`, then says good-bye to server, sessions and peers: at most about 13 seconds.
+/// Runs an agent until `stop`, then says good-bye to server, sessions and peers: at most about 18 seconds.
 ///
 /// A server that is not there, or that refuses the token, is asked again and again.
 ///
@@ -306,7 +306,7 @@ impl Agent {
     }
 
     async fn start(&self, control: &Control, assignment: Assignment) -> Result<Services, RoundError> {
-        let Assignment { agent, profile, relay_map, direct, force_websockets } = assignment;
+        let Assignment { agent, profile, relay_map, direct, force_websockets, manifest } = assignment;
         tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
         let config = net::Config {
             secret: self.secret.clone(),
@@ -319,7 +319,7 @@ impl Agent {
             ..net::Config::agent(self.http.clone(), agent)?
         };
         let tailnet = net::Tailnet::start_on_thread(config).await?;
-        Ok(Services::start(agent, tailnet, ssh::Server::new(profile)).await?)
+        Ok(Services::start(agent, tailnet, ssh::Server::new(profile), manifest).await?)
     }
 }
 

@@ -1,14 +1,18 @@
-//! What the agent serves in the tunnel: SSH on ports 1 and 22, speed tests on port 3, and the machine's own ports (agent.md §5.1).
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, terminals on port 2, speed tests on port 3, HTTP on port 4,
+//! and the machine's own ports (agent.md §5.1).
 
 use super::{
+    api::{self, Api},
     assignment::Assignment,
-    ports,
+    datagrams, ports,
+    pty::{self, Terminals},
     speedtest::{self, Speedtests},
     ssh::Server,
     statistics::Sample,
     traffic::Traffic,
 };
 use crate::net::{BindError, Incoming, Listener, Tailnet};
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,6 +31,8 @@ pub(crate) struct Services {
     agent: Uuid,
     tailnet: Tailnet,
     pub(crate) ssh: Server,
+    terminals: Terminals,
+    api: Api,
     traffic: Traffic,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -34,17 +40,25 @@ pub(crate) struct Services {
 
 impl Services {
     /// Listens and serves until [`Services::close`].
-    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server) -> Result<Self, BindError> {
-        let this =
-            Self { agent, tailnet, ssh, traffic: Traffic::default(), stop: CancellationToken::new(), tasks: TaskTracker::new() };
+    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server, manifest: Value) -> Result<Self, BindError> {
+        let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
+        let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let this = Self { agent, tailnet, ssh, terminals, api, traffic, stop, tasks };
         for port in SSH_PORTS {
             let listener = this.tailnet.listen_tcp(port).await?;
             this.spawn(this.clone().serve_ssh(listener));
         }
         let listener = this.tailnet.listen_tcp(speedtest::PORT).await?;
         this.spawn(this.clone().serve_speedtests(listener));
+        let listener = this.tailnet.listen_tcp(pty::PORT).await?;
+        this.spawn(this.clone().serve_terminals(listener));
+        let listener = this.tailnet.listen_tcp(api::PORT).await?;
+        this.spawn(this.clone().serve_api(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
+        let datagrams = this.tailnet.bind_udp_rest().await?;
+        this.spawn(datagrams::forward(datagrams, |port| !RESERVED.contains(&port)));
         Ok(this)
     }
 
@@ -55,6 +69,7 @@ impl Services {
             return;
         }
         self.ssh.set_profile(assignment.profile);
+        self.api.set_manifest(assignment.manifest);
         self.tailnet.set_relay_map(assignment.relay_map);
         self.tailnet.set_force_websockets(assignment.force_websockets);
         self.tailnet.set_direct(assignment.direct);
@@ -68,6 +83,7 @@ impl Services {
     /// Ends what is left and leaves the tunnel.
     pub(crate) async fn close(&self) {
         self.log_counters().await;
+        self.terminals.shutdown().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -105,6 +121,28 @@ impl Services {
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
+                }
+            });
+        }
+    }
+
+    async fn serve_terminals(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    this.terminals.serve(this.traffic.count(stream)).await;
+                }
+            });
+        }
+    }
+
+    async fn serve_api(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    this.api.serve(this.traffic.count(stream)).await;
                 }
             });
         }
@@ -163,3 +201,6 @@ impl Services {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use super::{
     calls::{AskError, Calls, ask},
+    pty::KIND as TERMINAL,
     ssh::Counters,
     traffic::Reading,
 };
@@ -45,8 +46,8 @@ fn stats(last: &Sample, now: &Sample) -> Stats {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let of_kind = |kind: &str| signed(now.ssh.sessions.get(kind).copied().unwrap_or_default());
     let open = signed(now.traffic.open);
-    // Every kind that is no editor counts as plain SSH in the field that old servers read.
-    let editors = of_kind("vscode") + of_kind("jetbrains");
+    // Every other kind, unknown editors too, counts as plain SSH in the field that old servers read.
+    let others = of_kind("vscode") + of_kind("jetbrains") + of_kind(TERMINAL);
     Stats {
         connections_by_proto: if open > 0 { BTreeMap::from([("TCP".to_owned(), open)]) } else { BTreeMap::new() },
         connection_count: open,
@@ -55,7 +56,8 @@ fn stats(last: &Sample, now: &Sample) -> Stats {
         tx_bytes: signed(now.traffic.sent.saturating_sub(last.traffic.sent)),
         session_count_vscode: of_kind("vscode"),
         session_count_jetbrains: of_kind("jetbrains"),
-        session_count_ssh: signed(now.ssh.sessions.values().sum()) - editors,
+        session_count_reconnecting_pty: of_kind(TERMINAL),
+        session_count_ssh: signed(now.ssh.sessions.values().sum()) - others,
         session_counts: now.ssh.sessions.iter().map(|(kind, n)| (kind.clone(), signed(*n))).collect(),
         ..Stats::default()
     }

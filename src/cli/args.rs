@@ -1,6 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
+use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, rpty::Exp, server::Server, ssh::KeyAgentArgs};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -144,6 +144,9 @@ pub(super) enum Command {
     Ping(Ping),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
+    /// Try what may change or go
+    #[command(hide = true)]
+    Exp(Exp),
     /// Show the version
     Version(Version),
     /// Run the workspace agent

@@ -17,6 +17,7 @@ mod output;
 mod ping;
 mod quickstart;
 mod ready;
+mod rpty;
 mod server;
 mod speedtest;
 mod ssh;
@@ -68,6 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
+        Command::Exp(args) => rpty::run(global, args),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),
         Command::Quickstart(args) => quickstart::run(global, args),

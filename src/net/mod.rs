@@ -20,6 +20,7 @@
 //! a thread of its own with [`Tailnet::start_on_thread`].
 
 mod datagram;
+pub(crate) mod datagram_flows;
 mod error;
 mod listener;
 pub mod speedtest;
@@ -42,7 +43,7 @@ pub use crate::{
     },
     wire::{coord::tailnet::Node, derp::RelayMap, pcap::FILE_HEADER as PCAP_HEADER},
 };
-pub use datagram::Datagram;
+pub use datagram::{Datagram, DatagramRest, DatagramSender};
 pub use error::{BindError, ClosedError, DialError};
 pub use listener::{Incoming, Listener};
 pub use stream::Stream;
@@ -322,6 +323,18 @@ impl Tailnet {
         Ok(Datagram::new(self.clone(), port, arriving))
     }
 
+    /// Takes the datagrams that arrive at UDP ports which are not bound.
+    ///
+    /// # Errors
+    /// When somebody does so already, or the node is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the ports back.
+    pub async fn bind_udp_rest(&self) -> Result<DatagramRest, BindError> {
+        let bound = self.ask(Command::BindUdpRest).await.map_err(|ClosedError| BindError::Closed)?;
+        bound.map(|arriving| DatagramRest::new(self.clone(), arriving)).map_err(|_| BindError::Taken)
+    }
+
     /// Asks a peer for an answer.
     ///
     /// # Errors
@@ -403,6 +416,11 @@ impl Tailnet {
         };
         update(PeerUpdateKind::Node, Some(node));
         update(PeerUpdateKind::ReadyForHandshake, None);
+    }
+
+    /// Takes a coordinator's news of a peer, for programs that hear them by another way than [`Config::control`].
+    pub fn update_peer(&self, update: PeerUpdate) {
+        self.tell(Command::PeerUpdate(Box::new(update)));
     }
 
     /// Replaces the relays. Embedded ones already point at the server as this host reaches it.

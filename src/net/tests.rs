@@ -328,6 +328,26 @@ async fn datagrams_pass_both_ways() {
 }
 
 #[tokio::test]
+async fn datagrams_to_ports_that_nobody_bound_come_to_whoever_takes_the_rest() {
+    let pair = pair(|_| ()).await;
+    let mut rest = pair.b.bind_udp_rest().await.unwrap();
+    assert_eq!(pair.b.bind_udp_rest().await.unwrap_err(), BindError::Taken);
+    let mut bound = pair.b.bind_udp(Some(53)).await.unwrap();
+    let mut a = pair.a.bind_udp(None).await.unwrap();
+    // The first datagram to a peer may be lost while the tunnel comes up.
+    timeout(PATIENCE, pair.a.wait_reachable(pair.b.addresses()[0], PATIENCE)).await.unwrap().unwrap();
+    a.send_to(b"bound", at(&pair.b, 53)).await.unwrap();
+    a.send_to(b"rest", at(&pair.b, 5353)).await.unwrap();
+    assert_eq!(timeout(PATIENCE, bound.recv_from()).await.unwrap().unwrap().0, b"bound");
+    let (data, from, port) = timeout(PATIENCE, rest.recv_from()).await.unwrap().unwrap();
+    assert_eq!((data.as_slice(), from, port), (&b"rest"[..], at(&pair.a, a.port()), 5353));
+    rest.sender(port).send_to(b"answer", from).await.unwrap();
+    assert_eq!(timeout(PATIENCE, a.recv_from()).await.unwrap().unwrap(), (b"answer".to_vec(), at(&pair.b, 5353)));
+    drop(rest);
+    pair.b.bind_udp_rest().await.unwrap();
+}
+
+#[tokio::test]
 async fn closing_delivers_what_was_written_and_breaks_what_is_left() {
     let pair = pair(|_| ()).await;
     let (mut client, mut server) = connect(&pair, 9).await;

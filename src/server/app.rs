@@ -3,7 +3,7 @@
 use super::token::{NoRandomness, seed};
 use super::{
     coordination::Coordination, listen, live::Agents, places::Places, relays::Relays, resume::ResumeTokens, ssh_hosts::SshHosts,
-    store::Store,
+    store::Store, tunnels::Tunnels,
 };
 use crate::{
     base::{NodeSecret, RegionId, Rng},
@@ -27,6 +27,8 @@ pub(crate) struct Network {
     pub(crate) block_direct: bool,
     /// Nodes shall speak to relays over WebSockets.
     pub(crate) force_websockets: bool,
+    /// Where this process itself reaches its HTTP address.
+    pub(super) own_url: String,
 }
 
 /// An agent's round trips to the relays, as its node announced them.
@@ -51,6 +53,7 @@ struct Inner {
     authority: String,
     agents: Agents,
     coordination: Coordination,
+    tunnels: Tunnels,
     relay: RelayServer,
     places: Places,
     resume: ResumeTokens,
@@ -81,6 +84,7 @@ impl App {
             authority,
             agents: Agents::default(),
             coordination: Coordination::default(),
+            tunnels: Tunnels::default(),
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
             places: listen::places(),
             resume: ResumeTokens::new()?,
@@ -128,6 +132,11 @@ impl App {
     /// Who is to find whom.
     pub(crate) fn coordination(&self) -> &Coordination {
         &self.0.coordination
+    }
+
+    /// The way to agents.
+    pub(crate) fn tunnels(&self) -> &Tunnels {
+        &self.0.tunnels
     }
 
     /// The embedded relay.

@@ -2,7 +2,7 @@
 
 use super::{
     access::{self, Access},
-    api::{agents, builds, info, keys, users, watch, workspaces},
+    api::{agents, builds, info, inside, keys, users, watch, workspaces},
     app::App,
     relay, sockets,
 };
@@ -75,6 +75,9 @@ pub(crate) const ROUTES: &[Route] = &[
     route(GET, "/api/v2/workspaceagents/{id}", User, |m| on(m, agents::get)),
     route(GET, "/api/v2/workspaceagents/{id}/connection", User, |m| on(m, agents::connection)),
     route(GET, "/api/v2/workspaceagents/{id}/logs", User, |m| on(m, agents::logs)),
+    route(GET, "/api/v2/workspaceagents/{id}/listening-ports", User, |m| on(m, inside::listening_ports)),
+    route(GET, "/api/v2/workspaceagents/{id}/containers", User, |m| on(m, inside::containers)),
+    route(GET, "/api/v2/workspaceagents/{id}/pty", User, |m| on(m, sockets::terminal)),
     route(GET, "/api/v2/workspaceagents/{id}/coordinate", User, |m| on(m, sockets::client)),
 
     route(GET, "/api/v2/workspaceagents/me/rpc", Agent, |m| on(m, sockets::agent)),

@@ -231,6 +231,7 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         relays: Relays::open(&url, stun_use, config.derp_config).await?,
         block_direct: config.block_direct,
         force_websockets: config.force_websockets,
+        own_url: format!("http://{}", reachable(address)),
     };
     let store = Store::open(&config.data_dir).await?;
     let user = admin::ensure_user(&store).await?;

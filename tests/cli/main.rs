@@ -21,6 +21,7 @@ mod sessions;
 mod shapes;
 mod signals;
 mod speedtest;
+mod terminals;
 mod users;
 
 use harness::{Process, Server};

@@ -14,7 +14,7 @@ mod connection;
 mod forward;
 mod input;
 mod listen;
-mod process;
+pub(super) mod process;
 mod session;
 mod sftp;
 mod stats;
@@ -28,19 +28,20 @@ pub use stats::Counters;
 
 use super::{account::Account, environment::Profile};
 use connection::Connection;
+use process::{Launch, Process};
 use russh::{
     Disconnect, Preferred, SshId, cipher, compression,
     keys::{Algorithm, PrivateKey, ssh_key::private::Ed25519Keypair},
     server::{Config, run_stream},
 };
 use sha2::{Digest as _, Sha256};
-use stats::Stats;
+use stats::{ActiveSession, Stats};
 use std::{
     borrow::Cow,
     env,
     ffi::OsString,
     fmt, fs,
-    io::Read as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -206,6 +207,31 @@ impl Server {
         if timeout(limit, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.shared.tasks.len(), "sessions did not end in time");
         }
+    }
+
+    /// Starts a command, or a login shell, in a terminal that belongs to no session of this server, with the same
+    /// environment.
+    pub(super) fn start_in_terminal(&self, command: Option<&[u8]>, kind: &str, rows: u32, columns: u32) -> io::Result<Process> {
+        let shared = &self.shared;
+        let size = terminal::Size { rows, columns, ..terminal::Size::default() };
+        let launch = Launch {
+            profile: &shared.profile(),
+            account: &shared.account,
+            process: &shared.process,
+            client: &[],
+            executable: &shared.executable,
+            command,
+            terminal: Some(&terminal::Request { kind: kind.to_owned(), size, modes: Vec::new() }),
+            key_agent: None,
+            display: None,
+            utf8: true,
+        };
+        launch.start()
+    }
+
+    /// Counts somebody who uses the agent by another way as a session of this kind, until the answer is dropped.
+    pub(super) fn count_session(&self, kind: &str) -> ActiveSession {
+        self.shared.stats.start_session(kind)
     }
 
     /// A reading of the counters.

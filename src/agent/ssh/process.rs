@@ -3,7 +3,7 @@
 use super::terminal::{self, Request};
 use crate::agent::{
     account::Account,
-    environment::{Profile, Sources, Terminal},
+    environment::{Profile, Sources, Terminal, prefer_utf8},
 };
 use pty_process::Pty;
 use rustix::process::{Pid, Signal, kill_process_group, setsid};
@@ -33,38 +33,40 @@ pub(super) struct Launch<'a> {
     pub(super) terminal: Option<&'a Request>,
     pub(super) key_agent: Option<&'a Path>,
     pub(super) display: Option<&'a str>,
+    /// Whether text shall be UTF-8 where nobody chose otherwise.
+    pub(super) utf8: bool,
 }
 
 /// A started process.
 #[derive(Debug)]
-pub(super) struct Process {
-    pub(super) child: Child,
-    pub(super) group: Group,
-    pub(super) io: Io,
+pub(in crate::agent) struct Process {
+    pub(in crate::agent) child: Child,
+    pub(in crate::agent) group: Group,
+    pub(in crate::agent) io: Io,
 }
 
 /// Where its bytes come from and go to.
 #[derive(Debug)]
-pub(super) enum Io {
+pub(in crate::agent) enum Io {
     Pipes { stdin: ChildStdin, stdout: ChildStdout, stderr: ChildStderr },
     Terminal { pty: Terminals },
 }
 
 /// The master end of a terminal, and a second handle to it for changes of size.
 #[derive(Debug)]
-pub(super) struct Terminals {
-    pub(super) reader: pty_process::OwnedReadPty,
-    pub(super) writer: pty_process::OwnedWritePty,
-    pub(super) control: OwnedFd,
+pub(in crate::agent) struct Terminals {
+    pub(in crate::agent) reader: pty_process::OwnedReadPty,
+    pub(in crate::agent) writer: pty_process::OwnedWritePty,
+    pub(in crate::agent) control: OwnedFd,
 }
 
 /// The process group of a session's command.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Group(Pid);
+pub(in crate::agent) struct Group(Pid);
 
 impl Group {
     /// Sends a signal to all of it; a group that is gone needs none.
-    pub(super) fn signal(self, signal: Signal) {
+    pub(in crate::agent) fn signal(self, signal: Signal) {
         if let Err(error) = kill_process_group(self.0, signal) {
             tracing::debug!(?signal, %error, "no process took the signal");
         }
@@ -82,8 +84,12 @@ impl Launch<'_> {
     }
 
     fn environment(&self, terminal: Option<Terminal<'_>>) -> BTreeMap<OsString, OsString> {
-        let &Launch { profile, account, process, client, executable, key_agent, display, .. } = self;
-        Sources { profile, account, process, client, executable, terminal, key_agent, display }.build()
+        let &Launch { profile, account, process, client, executable, key_agent, display, utf8, .. } = self;
+        let mut out = Sources { profile, account, process, client, executable, terminal, key_agent, display }.build();
+        if utf8 {
+            prefer_utf8(&mut out);
+        }
+        out
     }
 
     fn start_with_pipes(&self, program: &OsStr, arguments: &[OsString], folder: &Path) -> io::Result<Process> {
@@ -105,7 +111,7 @@ impl Launch<'_> {
         arguments: &[OsString],
         folder: &Path,
     ) -> io::Result<Process> {
-        let (pty, pts) = pty_process::open().map_err(io::Error::other)?;
+        let (pty, pts) = pty_process::open().map_err(into_io)?;
         terminal::set_modes(&pts, &request.modes)?;
         request.size.apply(&pty)?;
         let device = rustix::termios::ttyname(&pts, Vec::new())?;
@@ -117,7 +123,7 @@ impl Launch<'_> {
             .envs(environment)
             .current_dir(folder)
             .spawn(pts)
-            .map_err(io::Error::other)?;
+            .map_err(into_io)?;
         let pty = Terminals::new(pty)?;
         Ok(Process { group: group_of(&child)?, child, io: Io::Terminal { pty } })
     }
@@ -128,6 +134,15 @@ impl Terminals {
         let control = pty.as_fd().try_clone_to_owned()?;
         let (reader, writer) = pty.into_split();
         Ok(Self { reader, writer, control })
+    }
+}
+
+/// Keeps the system's number: it tells a machine without free terminals from other troubles.
+fn into_io(error: pty_process::Error) -> io::Error {
+    match error {
+        pty_process::Error::Io(error) => error,
+        pty_process::Error::Rustix(error) => error.into(),
+        other => io::Error::other(other),
     }
 }
 

@@ -263,6 +263,7 @@ impl Session {
             terminal: self.terminal.as_ref(),
             key_agent: self.key_agent.as_deref(),
             display: self.display.as_deref(),
+            utf8: false,
         };
         let active = shared.stats.start_session(self.kind());
         let started = launch.start();

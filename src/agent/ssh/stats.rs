@@ -42,7 +42,7 @@ pub struct Counters {
 
 /// A session that counts as running until this is dropped.
 #[derive(Debug)]
-pub(super) struct ActiveSession {
+pub(in crate::agent) struct ActiveSession {
     sessions: Arc<Mutex<BTreeMap<String, u64>>>,
     kind: String,
 }

@@ -36,7 +36,7 @@ impl Status {
         }
     }
 
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
             Self::Connected => "connected",

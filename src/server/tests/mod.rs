@@ -4,6 +4,7 @@ mod access;
 mod life;
 mod requests;
 mod sockets;
+mod terminal;
 mod tunnel;
 
 use super::{
