@@ -16,6 +16,13 @@ use russh::{
 use std::{collections::HashMap, io, sync::Arc};
 use tokio_util::task::TaskTracker;
 
+/// Most sessions open at the same time on one connection. OpenSSH's own limit of 10 stops editors and `ControlMaster`.
+pub(super) const MAX_SESSIONS: usize = 256;
+/// SSH's number for "administratively prohibited".
+const PROHIBITED: u32 = 1;
+/// SSH's number for "resource shortage".
+const SHORTAGE: u32 = 4;
+
 /// One client. Dropped with its connection, which ends all its channels and listeners.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -39,10 +46,15 @@ impl Connection {
         Self { shared, open, channels, sessions: HashMap::new(), listeners }
     }
 
-    /// Keeps a new channel, unless there are too many or the agent is stopping.
-    fn keep(&mut self, id: ChannelId) -> Option<Lane> {
+    /// Drops sessions whose channel is closed.
+    fn forget_closed(&mut self) {
         // A channel that this side closed first is not reported back by russh.
         self.sessions.retain(|id, _| self.channels.get(*id).is_some_and(|lane| !lane.gone.is_cancelled()));
+    }
+
+    /// Keeps a new channel, unless there are too many or the agent is stopping.
+    fn keep(&mut self, id: ChannelId) -> Option<Lane> {
+        self.forget_closed();
         if self.shared.stop.is_cancelled() { None } else { self.channels.keep(id) }
     }
 
@@ -65,6 +77,11 @@ impl Connection {
 
     /// Connects a new channel to `target` in a task of its own.
     async fn forward(&mut self, channel: russh::Channel<Msg>, target: Target, reply: ChannelOpenHandle) {
+        if self.shared.rules.block_local_forwarding {
+            tracing::debug!(?target, "forwarding is blocked");
+            let reason = "port forwarding is disabled".to_owned();
+            return reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason }).await;
+        }
         let (_, half) = channel.split();
         let output = Output::new(half);
         let Some(lane) = self.keep(output.id()) else {
@@ -119,6 +136,12 @@ impl Handler for Connection {
         let (_, half) = channel.split();
         let output = Output::new(half);
         let id = output.id();
+        self.forget_closed();
+        if self.sessions.len() >= MAX_SESSIONS {
+            let reason = format!("{MAX_SESSIONS} sessions are open on this connection: close one or connect once more");
+            reply.reject(ChannelOpenFailure::Other { code: SHORTAGE, reason }).await;
+            return Ok(());
+        }
         match self.keep(id) {
             Some(_) => {
                 self.sessions.insert(id, Session::new(output));
@@ -299,6 +322,9 @@ impl Handler for Connection {
     }
 
     async fn tcpip_forward(&mut self, address: &str, port: &mut u32, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        if self.shared.rules.block_reverse_forwarding {
+            return Ok(false);
+        }
         let bound = told("tcpip-forward", self.listeners.listen_tcp(address, *port, protocol.handle()).await);
         Ok(bound.inspect(|bound| *port = *bound).is_some())
     }
@@ -308,6 +334,9 @@ impl Handler for Connection {
     }
 
     async fn streamlocal_forward(&mut self, path: &str, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        if self.shared.rules.block_reverse_forwarding {
+            return Ok(false);
+        }
         Ok(told("streamlocal-forward", self.listeners.listen_unix(path, protocol.handle())).is_some())
     }
 

@@ -1,10 +1,11 @@
 //! One session channel: what the client prepares, then one process and the bytes between both (agent.md §6.2, §6.4).
 
 use super::{
-    Shared,
+    SHUTTING_DOWN, Shared,
     channels::Lane,
     input::Input,
     process::{Group, Io, Launch, Process},
+    rules::{TRANSFER_BLOCKED, TRANSFER_TEXT},
     sftp,
     stats::ActiveSession,
     terminal::{Request, Size},
@@ -43,6 +44,8 @@ const QUIET: Duration = Duration::from_millis(100);
 const LEFT_IN_TERMINAL: usize = 256 << 10;
 /// What a command gets between being told to end and being killed when the agent stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// What the words at the agent's stop get to enter the connection's queue.
+const TELL: Duration = Duration::from_millis(250);
 /// Most variables a client may set.
 const MAX_VARIABLES: usize = 1024;
 /// The variable that names the kind of client (agent.md §6.10).
@@ -244,7 +247,11 @@ impl Session {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
         let active = shared.stats.start_session(self.kind());
-        shared.tasks.spawn(sftp::serve(output, channel, active));
+        if shared.rules.block_file_transfer {
+            shared.tasks.spawn(refuse(output, channel, active, false));
+        } else {
+            shared.tasks.spawn(sftp::serve(output, channel, active));
+        }
         self.running = Some(Running::default());
     }
 
@@ -252,6 +259,12 @@ impl Session {
     pub(super) fn start(&mut self, command: Option<&[u8]>, channel: Channel) {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
+        if shared.rules.forbids(command) {
+            let active = shared.stats.start_session(self.kind());
+            shared.tasks.spawn(refuse(output, channel, active, true));
+            self.running = Some(Running::default());
+            return;
+        }
         let profile = shared.profile();
         let launch = Launch {
             profile: &profile,
@@ -295,6 +308,23 @@ impl Session {
         }
         self.running = Some(running);
     }
+}
+
+/// Ends a session that would carry files (agent.md §6.8). A command says so where its program would speak; whoever waits
+/// for the subsystem's packets reads it beside them.
+async fn refuse(output: Output, channel: Channel, active: ActiveSession, is_command: bool) {
+    let _active = active;
+    let told = async {
+        if is_command {
+            // A client that is gone needs no text.
+            let _ = output.send(None, TRANSFER_TEXT.into()).await;
+        } else {
+            output.complain(TRANSFER_TEXT.trim_start_matches('\u{2}').to_owned()).await;
+        }
+    };
+    tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
+    output.report(&channel.handle, Exit::Code(TRANSFER_BLOCKED)).await;
+    channel.lane.gone.cancel();
 }
 
 enum Ends {
@@ -347,7 +377,13 @@ impl Serve {
         ended.store(!ended_early(&mut child), Ordering::Release);
         match status {
             Some(status) => output.report(&handle, status.into()).await,
-            None => output.close().await,
+            None => {
+                if shared.stop.is_cancelled() && !gone.is_cancelled() {
+                    // A client whose window is full does not hold the stop up.
+                    let _ = timeout(TELL, output.complain(format!("{SHUTTING_DOWN}\r\n"))).await;
+                }
+                output.close().await;
+            }
         }
         gone.cancel();
         drop((output, active, handle, open));
