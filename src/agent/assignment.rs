@@ -3,6 +3,7 @@
 use super::{
     account::Account,
     environment::{Profile, expand},
+    scripts::Script,
 };
 use crate::{
     driver::http::Token,
@@ -24,6 +25,7 @@ pub(crate) struct Assignment {
     pub(crate) relay_map: RelayMap,
     pub(crate) direct: bool,
     pub(crate) force_websockets: bool,
+    pub(crate) scripts: Vec<Script>,
 }
 
 impl fmt::Debug for Assignment {
@@ -74,6 +76,7 @@ impl Assignment {
             port_proxy_uri: manifest.vs_code_port_proxy_uri,
             directory: directory(&manifest.directory, around.account, around.process),
             motd: manifest.motd_path.into(),
+            script_bin: PathBuf::new(),
         };
         Ok(Self {
             agent: agent.ok_or(AssignmentError::NoAgent)?,
@@ -81,6 +84,7 @@ impl Assignment {
             relay_map: RelayMap::try_from(relay_map)?,
             direct: !manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
+            scripts: manifest.scripts.into_iter().map(Into::into).collect(),
         })
     }
 }

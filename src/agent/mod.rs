@@ -1,15 +1,22 @@
 //! L6: the workspace agent.
 //!
 //! It keeps one control connection to the server, one node in the tunnel and the services behind it: an SSH server on
-//! ports 1 and 22, speed tests on port 3 and a forward of every other port to the machine's own loopback (agent.md §4–6).
+//! ports 1 and 22, speed tests on port 3 and a forward of every other port to the machine's own loopback (agent.md §4–6). It
+//! runs the scripts of its workspace and reports what happens: states, log lines, sessions, traffic.
 
 mod account;
 mod assignment;
 mod calls;
+mod connections;
 mod environment;
+mod jetbrains;
 mod lifecycle;
+mod logs;
+mod outbox;
 mod ports;
+mod reports;
 mod run;
+mod scripts;
 mod services;
 mod speedtest;
 pub mod ssh;

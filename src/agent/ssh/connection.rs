@@ -13,7 +13,7 @@ use russh::{
     ChannelId, ChannelOpenFailure, Pty as Mode, Sig,
     server::{Auth, ChannelOpenHandle, Handler, Msg, Response, Session as Protocol, VerifiedPublicKey},
 };
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
 use tokio_util::task::TaskTracker;
 
 /// Most sessions open at the same time on one connection. OpenSSH's own limit of 10 stops editors and `ControlMaster`.
@@ -26,6 +26,8 @@ const SHORTAGE: u32 = 4;
 /// One client. Dropped with its connection, which ends all its channels and listeners.
 pub(super) struct Connection {
     shared: Arc<Shared>,
+    /// The client's address in the tunnel.
+    from: Option<IpAddr>,
     /// Its channels that are not closed yet.
     open: TaskTracker,
     channels: Arc<Channels>,
@@ -40,10 +42,10 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(shared: Arc<Shared>, open: TaskTracker) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, open: TaskTracker, from: Option<IpAddr>) -> Self {
         let channels = Arc::<Channels>::default();
         let listeners = Listeners::new(Arc::clone(&shared), open.clone(), Arc::clone(&channels));
-        Self { shared, open, channels, sessions: HashMap::new(), listeners }
+        Self { shared, from, open, channels, sessions: HashMap::new(), listeners }
     }
 
     /// Drops sessions whose channel is closed.
@@ -60,10 +62,10 @@ impl Connection {
 
     /// The session of a channel on which nothing was started yet, and what its task needs.
     fn unstarted(&mut self, id: ChannelId, protocol: &Protocol) -> Option<(&mut Session, Channel)> {
-        let lane = self.channels.get(id)?;
+        let (lane, from) = (self.channels.get(id)?, self.from);
         let session = self.sessions.get_mut(&id).filter(|s| s.can_start())?;
         let (shared, open) = (Arc::clone(&self.shared), self.open.token());
-        let channel = Channel { shared, handle: protocol.handle(), lane, open };
+        let channel = Channel { shared, handle: protocol.handle(), lane, open, from };
         Some((session, channel))
     }
 
@@ -87,7 +89,7 @@ impl Connection {
         let Some(lane) = self.keep(output.id()) else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let forward = Forward { shared: Arc::clone(&self.shared), output, lane };
+        let forward = Forward { shared: Arc::clone(&self.shared), output, lane, from: self.from };
         self.shared.tasks.spawn(self.open.track_future(forward.connect(target, reply)));
     }
 }

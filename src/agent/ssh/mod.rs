@@ -25,10 +25,11 @@ mod tests;
 mod transport;
 mod x11;
 
+pub(super) use process::{Group, command_line, own_session};
 pub use rules::Rules;
 pub use stats::Counters;
 
-use super::{account::Account, environment::Profile};
+use super::{account::Account, connections::Connections, environment::Profile};
 use connection::Connection;
 use russh::{
     Disconnect, Preferred, SshId, cipher, compression,
@@ -44,6 +45,7 @@ use std::{
     fmt, fs,
     future::pending,
     io::Read as _,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -162,6 +164,17 @@ impl Server {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Reports the sessions that begin from now on.
+    pub(super) fn report_to(&self, connections: Connections) {
+        // There is one box for the agent's whole life.
+        let _ = self.shared.stats.reports.set(connections);
+    }
+
+    /// What sessions see that start now.
+    pub(super) fn profile(&self) -> Arc<Profile> {
+        self.shared.profile()
+    }
+
     /// What sessions that start from now on see. The host key stays.
     pub fn set_profile(&self, profile: Profile) {
         *self.shared.profile.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(profile);
@@ -180,6 +193,14 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.serve_from(stream, None).await;
+    }
+
+    /// The same for a client whose address in the tunnel is known.
+    pub(super) async fn serve_from<S>(&self, stream: S, from: Option<IpAddr>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = &self.shared;
         if shared.stop.is_cancelled() {
             return;
@@ -188,7 +209,7 @@ impl Server {
         let cut = CancellationToken::new();
         let _cut_on_drop = cut.clone().drop_guard();
         let open = TaskTracker::new();
-        let connection = Connection::new(Arc::clone(shared), open.clone());
+        let connection = Connection::new(Arc::clone(shared), open.clone(), from);
         let start = run_stream(Arc::clone(&shared.config), Transport::new(stream, cut), connection);
         let running = match timeout(IDENTIFY, start).await {
             Ok(Ok(running)) => running,

@@ -18,6 +18,7 @@ use russh::{
 use rustix::process::Signal;
 use std::{
     io,
+    net::IpAddr,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     path::PathBuf,
     process::ExitStatus,
@@ -36,6 +37,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Exit status of a command that the agent could not start or serve.
 pub(super) const NOT_STARTED: u32 = 229;
+/// The status in the report of a session whose command gave none.
+const KILLED: i32 = 255;
 /// SSH's number for standard error.
 const STDERR: u32 = 1;
 /// After the command's end its terminal may still hold output; this much silence means it does not.
@@ -165,6 +168,8 @@ pub(super) struct Channel {
     pub(super) lane: Lane,
     /// Held until the channel is closed.
     pub(super) open: TaskTrackerToken,
+    /// The client's address in the tunnel.
+    pub(super) from: Option<IpAddr>,
 }
 
 impl Session {
@@ -246,7 +251,7 @@ impl Session {
     pub(super) fn start_sftp(&mut self, channel: Channel) {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
-        let active = shared.stats.start_session(self.kind());
+        let active = shared.stats.start_session(self.kind(), channel.from);
         if shared.rules.block_file_transfer {
             shared.tasks.spawn(refuse(output, channel, active, false));
         } else {
@@ -260,7 +265,7 @@ impl Session {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
         if shared.rules.forbids(command) {
-            let active = shared.stats.start_session(self.kind());
+            let active = shared.stats.start_session(self.kind(), channel.from);
             shared.tasks.spawn(refuse(output, channel, active, true));
             self.running = Some(Running::default());
             return;
@@ -277,7 +282,7 @@ impl Session {
             key_agent: self.key_agent.as_deref(),
             display: self.display.as_deref(),
         };
-        let active = shared.stats.start_session(self.kind());
+        let active = shared.stats.start_session(self.kind(), channel.from);
         let started = launch.start();
         tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
         let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
@@ -298,7 +303,8 @@ impl Session {
             Err(error) => {
                 let text = format!("cannot start {}: {error}\r\n", shared.account.shell.display());
                 shared.tasks.spawn(async move {
-                    let _active = active;
+                    let mut active = active;
+                    active.ended(NOT_STARTED.cast_signed(), "the command could not be started");
                     let told = output.complain(text);
                     tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
                     output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
@@ -312,8 +318,8 @@ impl Session {
 
 /// Ends a session that would carry files (agent.md §6.8). A command says so where its program would speak; whoever waits
 /// for the subsystem's packets reads it beside them.
-async fn refuse(output: Output, channel: Channel, active: ActiveSession, is_command: bool) {
-    let _active = active;
+async fn refuse(output: Output, channel: Channel, mut active: ActiveSession, is_command: bool) {
+    active.ended(TRANSFER_BLOCKED.cast_signed(), "file transfer is blocked");
     let told = async {
         if is_command {
             // A client that is gone needs no text.
@@ -346,8 +352,8 @@ struct Serve {
 
 impl Serve {
     async fn run(self) {
-        let Self { mut child, group, ended, ends, output, channel, greeting, active } = self;
-        let Channel { shared, handle, lane: Lane { input, gone }, open } = channel;
+        let Self { mut child, group, ended, ends, output, channel, greeting, mut active } = self;
+        let Channel { shared, handle, lane: Lane { input, gone }, open, from: _ } = channel;
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
             if let Some(greeting) = greeting.filter(|g| !g.is_empty())
@@ -376,8 +382,16 @@ impl Serve {
         };
         ended.store(!ended_early(&mut child), Ordering::Release);
         match status {
-            Some(status) => output.report(&handle, status.into()).await,
+            Some(status) => {
+                let exit = status.into();
+                match exit {
+                    Exit::Code(code) => active.ended(code.cast_signed(), ""),
+                    Exit::Signal { signal, .. } => active.ended(KILLED, &format!("ended by signal {signal}")),
+                }
+                output.report(&handle, exit).await;
+            }
             None => {
+                active.ended(KILLED, if shared.stop.is_cancelled() { SHUTTING_DOWN } else { "the client left" });
                 if shared.stop.is_cancelled() && !gone.is_cancelled() {
                     // A client whose window is full does not hold the stop up.
                     let _ = timeout(TELL, output.complain(format!("{SHUTTING_DOWN}\r\n"))).await;
