@@ -3,6 +3,7 @@
 use super::{
     account::Account,
     environment::{Profile, expand},
+    metadata::Fact,
     scripts::Script,
 };
 use crate::{
@@ -26,6 +27,7 @@ pub(crate) struct Assignment {
     pub(crate) direct: bool,
     pub(crate) force_websockets: bool,
     pub(crate) scripts: Vec<Script>,
+    pub(crate) facts: Vec<Fact>,
 }
 
 impl fmt::Debug for Assignment {
@@ -85,6 +87,7 @@ impl Assignment {
             direct: !manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
             scripts: manifest.scripts.into_iter().map(Into::into).collect(),
+            facts: manifest.metadata.into_iter().map(Into::into).collect(),
         })
     }
 }

@@ -12,6 +12,7 @@ mod environment;
 mod jetbrains;
 mod lifecycle;
 mod logs;
+mod metadata;
 mod outbox;
 mod ports;
 mod reports;

@@ -8,6 +8,7 @@ use super::{
     account::Account,
     assignment::{Assignment, AssignmentError, Surroundings},
     calls::{AskError, Calls, ask},
+    metadata,
     reports::Reports,
     scripts::{Folders, Outcome, Scripts, Stage},
     services::Services,
@@ -69,9 +70,9 @@ pub struct Config {
     pub port: u16,
     /// What SSH clients may do.
     pub rules: ssh::Rules,
-    /// Folder of the scripts' logs; by default the system's one for temporary files.
+    /// Folder of the scripts' logs; by default one below the home folder.
     pub log_dir: Option<PathBuf>,
-    /// Folder of the scripts' data; by default the system's one for temporary files.
+    /// Folder of the scripts' data; by default one below the home folder.
     pub script_data_dir: Option<PathBuf>,
     /// What the agent runs inside of.
     pub subsystems: Vec<Subsystem>,
@@ -273,18 +274,19 @@ struct Agent {
 impl Agent {
     fn new(http: Http, config: Config) -> Result<Self, RunError> {
         let mut rng = clock::random()?;
+        let account = Account::current();
         Ok(Self {
             http,
             token: config.token,
             port: config.port,
-            account: Account::current(),
             process: env::vars_os().collect(),
             secret: NodeSecret::generate(&mut rng),
             disco: DiscoSecret::generate(&mut rng),
             rng,
             reported: statistics::Sample::default(),
             rules: config.rules,
-            folders: Folders::new(config.script_data_dir.as_deref(), config.log_dir.as_deref()),
+            folders: Folders::new(config.script_data_dir.as_deref(), config.log_dir.as_deref(), &account.home),
+            account,
             subsystems: config.subsystems,
             reports: Reports::new(),
             stopping: CancellationToken::new(),
@@ -367,7 +369,9 @@ impl Agent {
         let manifest = manifest.map_err(|why| AskError::Call { path: GET_MANIFEST, why })?;
         let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
-        assignment.profile.script_bin = self.folders.programs();
+        if !assignment.scripts.is_empty() {
+            assignment.profile.script_bin = self.folders.programs();
+        }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
         let startup = Startup {
@@ -377,31 +381,34 @@ impl Agent {
         };
         ask::<Startup>(control, UPDATE_STARTUP, &UpdateStartupRequest { startup: Some(startup) }).await?;
 
+        let facts = std::mem::take(&mut assignment.facts);
         let current: Option<Running> = running.borrow().clone();
-        let services = match current {
+        let Running { services, scripts, .. } = match current {
             Some(running) => {
                 running.services.update(assignment);
-                running.services
+                running
             }
             None => {
                 let made = self.start(control, assignment).await?;
                 self.reports.lifecycles.enter(LifecycleState::Starting, clock::wall());
                 running.send_replace(Some(made.clone()));
                 made.run_start_scripts(self.reports.clone(), self.stopping.clone());
-                made.services
+                made
             }
         };
         control.open_coordination();
         tracing::info!("connected to the coordinator");
+        let profile = services.ssh.profile();
         let statistics = statistics::report(control, &mut self.reported, || services.sample(), || services.median_latency());
         tokio::select! {
             ended = statistics => Ok(ended?),
             never = banners(control, &services.ssh) => Ok(never),
+            ended = metadata::report(control, &facts, &scripts, &profile) => Ok(ended?),
         }
     }
 
     async fn start(&self, control: &Control, assignment: Assignment) -> Result<Running, RoundError> {
-        let Assignment { agent, profile, relay_map, direct, force_websockets, scripts } = assignment;
+        let Assignment { agent, profile, relay_map, direct, force_websockets, scripts, facts: _ } = assignment;
         tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
         let config = net::Config {
             secret: self.secret.clone(),

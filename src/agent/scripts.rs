@@ -27,6 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::AsyncReadExt as _,
     process::{Child, Command},
     time::{sleep, timeout},
 };
@@ -118,11 +119,12 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
-    /// Below the folders that the agent was given, else below the system's one for temporary files.
-    pub(crate) fn new(data: Option<&Path>, logs: Option<&Path>) -> Self {
-        let temporary = std::env::temp_dir();
-        let data = data.unwrap_or(&temporary).join("coder-script-data");
-        Self { data, logs: logs.unwrap_or(&temporary).to_owned() }
+    /// Below the folders that the agent was given, else below its user's home: programs in a folder where everybody may
+    /// write, as the one for temporary files is, would be everybody's to replace.
+    pub(crate) fn new(data: Option<&Path>, logs: Option<&Path>, home: &Path) -> Self {
+        let own = home.join(".cache/coder-agent");
+        let data = data.unwrap_or(&own).join("coder-script-data");
+        Self { data, logs: logs.unwrap_or(&own).to_owned() }
     }
 
     /// Programs that scripts put there are found by everything that runs in the workspace.
@@ -254,6 +256,13 @@ impl Scripts {
     }
 
     fn start(&self, script: &Script, profile: &Profile, data: &Path) -> io::Result<Child> {
+        let mut command = self.command(&script.text, profile);
+        command.env("CODER_SCRIPT_DATA_DIR", data).env("CODER_SCRIPT_BIN_DIR", self.folders.programs());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    }
+
+    /// A command of the workspace, in its folder and with its environment, in a session of its own and without input.
+    fn command(&self, text: &str, profile: &Profile) -> Command {
         let sources = Sources {
             profile,
             account: &self.account,
@@ -264,13 +273,37 @@ impl Scripts {
             key_agent: None,
             display: None,
         };
-        let (program, arguments) = command_line(&self.account.shell, Some(script.text.as_bytes()));
+        let (program, arguments) = command_line(&self.account.shell, Some(text.as_bytes()));
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(sources.build()).current_dir(profile.folder(&self.account));
-        command.env("CODER_SCRIPT_DATA_DIR", data).env("CODER_SCRIPT_BIN_DIR", self.folders.programs());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        own_session(&mut command);
-        command.spawn()
+        own_session(command.stdin(Stdio::null()));
+        command
+    }
+
+    /// What a short command writes, or why there is nothing. It ends with this call and takes along what it started.
+    pub(crate) async fn output(&self, text: &str, limit: Duration, most: u64, profile: &Profile) -> Result<String, String> {
+        let mut command = self.command(text, profile);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(|error| format!("cannot be run: {error}"))?;
+        let group = Group::of(&child).map_err(|error| error.to_string())?;
+        let _end = EndOnDrop(group);
+        let Some(mut stdout) = child.stdout.take() else { return Err("has no output".to_owned()) };
+        let run = async {
+            let mut value = Vec::new();
+            let read = async {
+                (&mut stdout).take(most).read_to_end(&mut value).await?;
+                // More is read so that the command can end, and dropped.
+                tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await
+            };
+            let (_, status) = tokio::join!(read, child.wait());
+            (value, status)
+        };
+        match timeout(limit, run).await {
+            Err(_) => Err(format!("did not end within {limit:?}")),
+            Ok((_, Err(error))) => Err(error.to_string()),
+            Ok((_, Ok(status))) if !status.success() => Err(format!("ended with {status}")),
+            Ok((value, Ok(_))) => Ok(String::from_utf8_lossy(&value).trim_end().to_owned()),
+        }
     }
 
     /// The file that keeps all of a script's output; without one the script runs all the same.
@@ -288,6 +321,15 @@ impl Scripts {
             .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no log file for a script"))
             .ok()
             .map(Mutex::new)
+    }
+}
+
+/// Kills a group when its command is not waited for any more.
+struct EndOnDrop(Group);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.signal(Signal::KILL);
     }
 }
 
@@ -317,6 +359,26 @@ mod tests {
         Script { id: Some(id), source: id, name, log_path: String::new(), text, on_start: true, on_stop: false, limit: None }
     }
 
+    #[tokio::test]
+    async fn a_short_command_gives_its_output_or_says_why_not() {
+        let world = World::new(Vec::new());
+        let output = async |text: &str, limit| world.scripts.output(text, Duration::from_millis(limit), 10, &world.profile).await;
+        assert_eq!(output("echo $FROM_TEMPLATE; echo no >&2", 60_000).await, Ok("yes".to_owned()));
+        assert_eq!(output("yes | head -c 1000000", 60_000).await.unwrap().len(), 9, "ten bytes without the last line's end");
+        assert!(output("exit 3", 60_000).await.unwrap_err().contains('3'));
+        let mark = world.folder.path().join("mark");
+        let slow = format!("echo $$ > '{}'; sleep 1000", mark.display());
+        assert_eq!(output(&slow, 300).await, Err("did not end within 300ms".to_owned()));
+        let process = Path::new("/proc").join(fs::read_to_string(&mark).unwrap().trim()).join("exe");
+        timeout(Duration::from_secs(20), async {
+            while process.exists() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("it lives");
+    }
+
     struct World {
         scripts: Scripts,
         profile: Profile,
@@ -326,7 +388,7 @@ mod tests {
     impl World {
         fn new(list: Vec<Script>) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let folders = Folders::new(Some(folder.path()), Some(folder.path()));
+            let folders = Folders::new(Some(folder.path()), Some(folder.path()), Path::new("/nowhere"));
             let variables = BTreeMap::from([("FROM_TEMPLATE".to_owned(), "yes".to_owned())]);
             let directory = folder.path().to_owned();
             let profile = Profile { variables, directory, script_bin: folders.programs(), ..Profile::default() };

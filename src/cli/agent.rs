@@ -45,13 +45,14 @@ pub(super) struct Agent {
     /// Program whose output gives more headers, one NAME=VALUE a line
     #[arg(long, env = "CODER_AGENT_HEADER_COMMAND", hide_env_values = true, value_name = "COMMAND")]
     agent_header_command: Option<String>,
-    /// Folder for coder-agent.log and the logs of scripts
+    /// Folder for coder-agent.log and the logs of scripts; by default there is none of the first, and those of scripts are in
+    /// ~/.cache/coder-agent
     #[arg(long, env = "CODER_AGENT_LOG_DIR", value_name = "DIR")]
     log_dir: Option<PathBuf>,
     /// File for the log that people read; empty for none
     #[arg(long, env = "CODER_AGENT_LOGGING_HUMAN", default_value = "/dev/stderr", value_name = "FILE")]
     log_human: PathBuf,
-    /// Folder for the data and programs of scripts; by default the one for temporary files
+    /// Folder for the data and programs of scripts; by default ~/.cache/coder-agent
     #[arg(long, env = "CODER_AGENT_SCRIPT_DATA_DIR", value_name = "DIR")]
     script_data_dir: Option<PathBuf>,
     /// Give an SSH client up that does not answer for so long; less than 3s limits the life of every connection, 0 nothing

@@ -16,6 +16,7 @@ mod forwards;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod host;
+mod rules;
 mod tunnel;
 mod ways;
 

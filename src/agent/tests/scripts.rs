@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::wire::coord::agent::{
-    BATCH_CREATE_LOGS, BatchCreateLogsRequest, SCRIPT_COMPLETED, Script, ScriptCompletedRequest, TimingStage, TimingStatus,
+    BATCH_CREATE_LOGS, BATCH_UPDATE_METADATA, BatchCreateLogsRequest, BatchUpdateMetadataRequest, Metadata, MetadataDescription,
+    SCRIPT_COMPLETED, Script, ScriptCompletedRequest, TimingStage, TimingStatus,
 };
 
 fn script(number: u128, text: &str) -> Script {
@@ -79,6 +80,39 @@ async fn what_happens_while_the_server_is_gone_is_told_once_it_is_back() {
     assert_eq!(second.state().await, LifecycleState::StartError);
     assert_eq!(second.lines().await, ["over"]);
     assert_eq!(second.completed().await, (TimingStage::Start, TimingStatus::ExitFailure, 5));
+}
+
+#[tokio::test]
+async fn facts_about_the_workspace_are_found_out_and_reported_together() {
+    let fact = |key: &str, script: &str, nanos| MetadataDescription {
+        key: key.into(),
+        script: script.into(),
+        interval: Some(prost_types::Duration { seconds: 0, nanos }),
+        ..MetadataDescription::default()
+    };
+    let metadata = vec![fact("once", "echo 1", 0), fact("again", "echo x >> count; wc -l < count", 1), fact("bad", "exit 9", 0)];
+    let server = Server::new().await;
+    let _agent = server.agent();
+    let directory = server.folder.path().to_str().unwrap().to_owned();
+    let mut conn = server.accept(vec![Manifest { metadata, directory, ..manifest() }]).await;
+    let mut seen = std::collections::BTreeMap::new();
+    let mut last = 0;
+    while last < 3 {
+        let batch: BatchUpdateMetadataRequest = conn.call(BATCH_UPDATE_METADATA).await;
+        for Metadata { key, result } in batch.metadata {
+            let result = result.unwrap();
+            assert!(result.collected_at.is_some());
+            if key == "again" {
+                let count = result.value.trim().parse::<u32>().unwrap();
+                assert!(count > last, "{count} behind {last}");
+                last = count;
+            } else {
+                assert!(seen.insert(key, (result.value, result.error)).is_none(), "found out twice");
+            }
+        }
+    }
+    assert_eq!(seen["once"], ("1".to_owned(), String::new()));
+    assert!(seen["bad"].0.is_empty() && seen["bad"].1.contains('9'), "{seen:?}");
 }
 
 #[tokio::test]
