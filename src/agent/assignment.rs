@@ -3,6 +3,7 @@
 use super::{
     account::Account,
     environment::{Profile, expand},
+    health::App,
     metadata::Fact,
     scripts::Script,
 };
@@ -28,6 +29,7 @@ pub(crate) struct Assignment {
     pub(crate) force_websockets: bool,
     pub(crate) scripts: Vec<Script>,
     pub(crate) facts: Vec<Fact>,
+    pub(crate) apps: Vec<App>,
 }
 
 impl fmt::Debug for Assignment {
@@ -88,6 +90,7 @@ impl Assignment {
             force_websockets: manifest.derp_force_websockets,
             scripts: manifest.scripts.into_iter().map(Into::into).collect(),
             facts: manifest.metadata.into_iter().map(Into::into).collect(),
+            apps: manifest.apps.into_iter().filter_map(App::new).collect(),
         })
     }
 }

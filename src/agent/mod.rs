@@ -9,6 +9,7 @@ mod assignment;
 mod calls;
 mod connections;
 mod environment;
+mod health;
 mod jetbrains;
 mod lifecycle;
 mod logs;

@@ -8,7 +8,7 @@ use super::{
     account::Account,
     assignment::{Assignment, AssignmentError, Surroundings},
     calls::{AskError, Calls, ask},
-    metadata,
+    health, metadata,
     reports::Reports,
     scripts::{Folders, Outcome, Scripts, Stage},
     services::Services,
@@ -381,7 +381,7 @@ impl Agent {
         };
         ask::<Startup>(control, UPDATE_STARTUP, &UpdateStartupRequest { startup: Some(startup) }).await?;
 
-        let facts = std::mem::take(&mut assignment.facts);
+        let (facts, apps) = (std::mem::take(&mut assignment.facts), std::mem::take(&mut assignment.apps));
         let current: Option<Running> = running.borrow().clone();
         let Running { services, scripts, .. } = match current {
             Some(running) => {
@@ -403,12 +403,13 @@ impl Agent {
         tokio::select! {
             ended = statistics => Ok(ended?),
             never = banners(control, &services.ssh) => Ok(never),
+            ended = health::report(control, &apps) => Ok(ended?),
             ended = metadata::report(control, &facts, &scripts, &profile) => Ok(ended?),
         }
     }
 
     async fn start(&self, control: &Control, assignment: Assignment) -> Result<Running, RoundError> {
-        let Assignment { agent, profile, relay_map, direct, force_websockets, scripts, facts: _ } = assignment;
+        let Assignment { agent, profile, relay_map, direct, force_websockets, scripts, facts: _, apps: _ } = assignment;
         tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
         let config = net::Config {
             secret: self.secret.clone(),
