@@ -4,6 +4,9 @@ use super::{
     account::Account,
     api,
     environment::{Profile, expand},
+    health::App,
+    metadata::Fact,
+    scripts::Script,
 };
 use crate::{
     driver::http::Token,
@@ -28,6 +31,9 @@ pub(crate) struct Assignment {
     pub(crate) force_websockets: bool,
     /// The manifest without secrets, for whoever looks for a fault.
     pub(crate) manifest: Value,
+    pub(crate) scripts: Vec<Script>,
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) apps: Vec<App>,
 }
 
 impl fmt::Debug for Assignment {
@@ -79,6 +85,7 @@ impl Assignment {
             port_proxy_uri: manifest.vs_code_port_proxy_uri,
             directory: directory(&manifest.directory, around.account, around.process),
             motd: manifest.motd_path.into(),
+            script_bin: PathBuf::new(),
         };
         Ok(Self {
             agent: agent.ok_or(AssignmentError::NoAgent)?,
@@ -87,6 +94,9 @@ impl Assignment {
             direct: !manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
             manifest: description,
+            scripts: manifest.scripts.into_iter().map(Into::into).collect(),
+            facts: manifest.metadata.into_iter().map(Into::into).collect(),
+            apps: manifest.apps.into_iter().filter_map(App::new).collect(),
         })
     }
 }

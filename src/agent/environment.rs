@@ -36,6 +36,8 @@ pub struct Profile {
     pub directory: PathBuf,
     /// File shown to a terminal session without command; empty when there is none.
     pub motd: PathBuf,
+    /// Folder of programs that the workspace's scripts made, first in `PATH`; empty when there is none.
+    pub script_bin: PathBuf,
 }
 
 impl Profile {
@@ -130,6 +132,15 @@ impl Sources<'_> {
                     path.push(":");
                 }
                 path.push(folder);
+            }
+        }
+        if !profile.script_bin.as_os_str().is_empty() {
+            let path = out.entry("PATH".into()).or_default();
+            let behind = std::mem::take(path);
+            path.push(&profile.script_bin);
+            if !behind.is_empty() {
+                path.push(":");
+                path.push(behind);
             }
         }
         // Editors look for these two to learn that they run below SSH.
@@ -269,6 +280,13 @@ mod tests {
         let env = build(&profile, &[("PATH", "/bin"), ("HOME", "/h")], &[("B", "client")], false);
         assert_eq!((env["PATH"].as_str(), env["CODER"].as_str()), ("/bin:/x:/opt", "mine"));
         assert_eq!((env["B"].as_str(), env["B2"].as_str()), ("/h!", "$raw"));
+    }
+
+    #[test]
+    fn the_programs_of_scripts_come_first_whatever_the_template_says() {
+        let variables = [("PATH".to_owned(), "$PATH:/x".to_owned())].into();
+        let profile = Profile { variables, script_bin: "/data/bin".into(), ..Profile::default() };
+        assert_eq!(build(&profile, &[("PATH", "/bin")], &[], false)["PATH"], "/data/bin:/bin:/x:/opt");
     }
 
     #[test]

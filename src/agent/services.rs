@@ -11,9 +11,13 @@ use super::{
     statistics::Sample,
     traffic::Traffic,
 };
-use crate::net::{BindError, Incoming, Listener, Tailnet};
+use crate::{
+    net::{BindError, Incoming, Listener, Tailnet},
+    proto::node::PingKind,
+};
+use futures::future::join_all;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -24,6 +28,11 @@ const SSH_PORTS: [u16; 2] = [1, 22];
 const RESERVED: std::ops::RangeInclusive<u16> = 1..=8;
 /// Most forwarded connections at the same time.
 const MAX_FORWARDS: usize = 4096;
+
+/// How long a peer may take to answer the ping of a report.
+const PING: Duration = Duration::from_secs(5);
+/// Most peers that are pinged for one report.
+const MAX_PINGS: usize = 64;
 
 /// The running services. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -80,6 +89,17 @@ impl Services {
         Sample { traffic: self.traffic.read(), ssh: self.ssh.counters() }
     }
 
+    /// The median round trip to the peers that have connections now, if any answers.
+    pub(crate) async fn median_latency(&self) -> Option<Duration> {
+        let mut pings = Vec::new();
+        for peer in self.traffic.peers().into_iter().take(MAX_PINGS) {
+            pings.push(self.tailnet.ping(peer, PingKind::Disco, PING));
+        }
+        let mut answers: Vec<Duration> = join_all(pings).await.into_iter().flatten().map(|pong| pong.latency).collect();
+        answers.sort_unstable();
+        answers.get(answers.len() / 2).copied()
+    }
+
     /// Ends what is left and leaves the tunnel.
     pub(crate) async fn close(&self) {
         self.log_counters().await;
@@ -117,7 +137,8 @@ impl Services {
             self.spawn(async move {
                 match incoming.accept().await {
                     Ok(stream) => {
-                        this.ssh.serve(this.traffic.count(stream)).await;
+                        let from = *stream.peer_addr().ip();
+                        this.ssh.serve_from(this.traffic.count(stream).of(from), Some(from.into())).await;
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
@@ -195,7 +216,8 @@ impl Services {
             }
         };
         let Ok(stream) = incoming.accept().await else { return };
-        let mut stream = self.traffic.count(stream);
+        let from = *stream.peer_addr().ip();
+        let mut stream = self.traffic.count(stream).of(from);
         if ports::carry(&mut stream, local).await.is_err() {
             stream.into_inner().abort();
         }

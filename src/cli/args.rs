@@ -1,6 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, rpty::Exp, server::Server, ssh::KeyAgentArgs};
+use super::{agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, rpty::Exp, server::Server, ssh::KeyAgentArgs};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -40,12 +40,12 @@ pub(super) fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-fn token(text: &str) -> Result<Token, std::convert::Infallible> {
+pub(super) fn token(text: &str) -> Result<Token, std::convert::Infallible> {
     Ok(Token::new(text.trim()))
 }
 
 /// Reads a Go duration such as `1h2m3.5s` or `200ms`.
-fn go_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 7] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     if text == "0" {
@@ -150,7 +150,7 @@ pub(super) enum Command {
     /// Show the version
     Version(Version),
     /// Run the workspace agent
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Run the server: API, coordinator, relay and STUN on one port
     Server(Server),
     /// Try it all: a server and an agent in a temporary folder, and a shell through the tunnel
@@ -198,6 +198,9 @@ pub(super) struct List {
 pub(super) struct Create {
     /// Name of the new workspace
     pub(super) name: String,
+    /// JSON file with what its agent shall have: directory, motd_path, environment, scripts
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -399,28 +402,6 @@ pub(super) struct Version {
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     pub(super) output: Output,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Agent {
-    /// URL of the deployment as seen from the workspace
-    #[arg(long, env = "CODER_AGENT_URL", value_name = "URL")]
-    pub(super) agent_url: Option<String>,
-    /// The agent's token
-    #[arg(long, env = "CODER_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = token)]
-    pub(super) agent_token: Option<Token>,
-    /// File that holds the agent's token
-    #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
-    pub(super) agent_token_file: Option<PathBuf>,
-    /// UDP port of the tunnel; 0 takes any
-    #[arg(long, env = "CODER_AGENT_TAILNET_LISTEN_PORT", default_value = "0", value_name = "PORT")]
-    pub(super) tailnet_listen_port: u16,
-    /// End when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub(super) exit_with_parent: bool,
-    /// Log errors only: the terminal belongs to somebody else
-    #[arg(long, hide = true)]
-    pub(super) quiet: bool,
 }
 
 /// What may stand in a host name that goes to a shell.

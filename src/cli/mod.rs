@@ -10,6 +10,7 @@ mod create;
 mod deployment;
 mod ignored;
 mod list;
+mod log_file;
 mod login;
 mod logs;
 mod memory;

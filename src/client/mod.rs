@@ -121,12 +121,17 @@ impl Client {
         self.http.get_json("/api/v2/deployment/ssh").await
     }
 
-    /// Makes a workspace with one agent. Only our own server has this call: a Go server makes workspaces from templates.
+    /// Makes a workspace with one agent; `manifest` is what it adds to the manifest of that. Only our own server has this
+    /// call: a Go server makes workspaces from templates.
     ///
     /// # Errors
-    /// Status 409 when the name is taken, 400 when it is no name.
-    pub async fn create_workspace(&self, name: &str) -> Result<NewWorkspace, HttpError> {
-        self.http.post_json("/api/v2/users/me/workspaces", &json!({ "name": name })).await
+    /// Status 409 when the name is taken, 400 when it is no name or the manifest is of no use.
+    pub async fn create_workspace(&self, name: &str, manifest: Option<serde_json::Value>) -> Result<NewWorkspace, HttpError> {
+        let mut body = json!({ "name": name });
+        if let (Some(manifest), Some(body)) = (manifest, body.as_object_mut()) {
+            body.insert("manifest".to_owned(), manifest);
+        }
+        self.http.post_json("/api/v2/users/me/workspaces", &body).await
     }
 
     /// Makes a user.

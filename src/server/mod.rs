@@ -24,6 +24,7 @@ mod coordination;
 mod dev;
 mod listen;
 mod live;
+mod manifest;
 mod places;
 mod relay;
 mod relays;

@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
+mod agents;
 mod config_ssh;
 mod editors;
 mod errors;

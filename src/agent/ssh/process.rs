@@ -65,6 +65,12 @@ pub(in crate::agent) struct Terminals {
 pub(in crate::agent) struct Group(Pid);
 
 impl Group {
+    /// That of a child which leads its own session.
+    pub(in crate::agent) fn of(child: &Child) -> io::Result<Self> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        id.map(Self).ok_or_else(|| io::Error::other("the process has no id"))
+    }
+
     /// Sends a signal to all of it; a group that is gone needs none.
     pub(in crate::agent) fn signal(self, signal: Signal) {
         if let Err(error) = kill_process_group(self.0, signal) {
@@ -101,7 +107,7 @@ impl Launch<'_> {
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
             return Err(io::Error::other("the process has no pipes"));
         };
-        Ok(Process { group: group_of(&child)?, child, io: Io::Pipes { stdin, stdout, stderr } })
+        Ok(Process { group: Group::of(&child)?, child, io: Io::Pipes { stdin, stdout, stderr } })
     }
 
     fn start_in_terminal(
@@ -125,7 +131,7 @@ impl Launch<'_> {
             .spawn(pts)
             .map_err(into_io)?;
         let pty = Terminals::new(pty)?;
-        Ok(Process { group: group_of(&child)?, child, io: Io::Terminal { pty } })
+        Ok(Process { group: Group::of(&child)?, child, io: Io::Terminal { pty } })
     }
 }
 
@@ -146,15 +152,9 @@ fn into_io(error: pty_process::Error) -> io::Error {
     }
 }
 
-fn group_of(child: &Child) -> io::Result<Group> {
-    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    // Both ways of starting make the process the leader of its own session, so its id is that of its group.
-    id.map(Group).ok_or_else(|| io::Error::other("the process has no id"))
-}
-
 /// Without a terminal too the command leads its own session, so that nothing typed at the agent's terminal reaches it.
 #[expect(unsafe_code, reason = "the standard library starts a process in its own group, but not in its own session")]
-fn own_session(command: &mut Command) {
+pub(in crate::agent) fn own_session(command: &mut Command) {
     // SAFETY: between fork and exec the closure makes one system call and neither allocates nor locks.
     unsafe {
         command.pre_exec(|| {
@@ -165,7 +165,7 @@ fn own_session(command: &mut Command) {
 }
 
 /// Program and arguments: a login shell, the shell with a command, or the interpreter of a script.
-fn command_line(shell: &Path, command: Option<&[u8]>) -> (OsString, Vec<OsString>) {
+pub(in crate::agent) fn command_line(shell: &Path, command: Option<&[u8]>) -> (OsString, Vec<OsString>) {
     let Some(command) = command.filter(|c| !c.trim_ascii().is_empty()) else {
         return (shell.into(), vec!["-l".into()]);
     };

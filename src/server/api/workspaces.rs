@@ -1,7 +1,7 @@
 //! Workspaces.
 //!
-//! `POST /api/v2/users/{user}/workspaces` takes Coder's body and looks at `name` alone: there is one template, a
-//! workspace that is only an agent. Its answer is the workspace's JSON and, beside Coder's fields, `agent_token`: the
+//! `POST /api/v2/users/{user}/workspaces` takes Coder's body and looks at `name` alone, and at `manifest`, which
+//! Coder does not have: there is one template, a workspace that is only an agent, and the manifest is what it adds to that. Its answer is the workspace's JSON and, beside Coder's fields, `agent_token`: the
 //! token of the workspace's agent, which is shown nowhere else.
 
 use super::{
@@ -9,6 +9,7 @@ use super::{
         access::{Me, query},
         answer::{Answer, ApiError, json, ok, put},
         app::App,
+        manifest::Additions,
         store::{StoreError, Workspace},
         time::Stamp,
     },
@@ -125,6 +126,8 @@ fn terms(text: &str) -> Answer<Vec<Term>> {
 pub(crate) struct NewWorkspace {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    manifest: Option<serde_json::Value>,
 }
 
 /// `POST /api/v2/users/{user}/workspaces`
@@ -134,7 +137,11 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
     if !is_name(&new.name) || Uuid::try_parse(&new.name).is_ok() {
         return Err(ApiError::invalid("name", "workspace_name", &new.name));
     }
-    let (workspace, token) = match app.store().insert_workspace(Stamp::now(), owner.id, &new.name).await {
+    let additions = new.manifest.map(Additions::parse).transpose();
+    let additions = additions
+        .map_err(|why| ApiError::bad_request("The manifest is of no use.").with_field("manifest", why))?
+        .unwrap_or_default();
+    let (workspace, token) = match app.store().insert_workspace_with(Stamp::now(), owner.id, &new.name, &additions).await {
         Err(StoreError::Taken) => {
             return Err(ApiError::new(StatusCode::CONFLICT, format!("Workspace {:?} already exists.", new.name))
                 .with_field("name", "This value is already in use and should be unique."));

@@ -7,7 +7,13 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationSource, MigrationType, Migrator},
 };
 
-const STEPS: &[(i64, &str, &str)] = &[(
+const STEPS: &[(i64, &str, &str)] = &[STEP_1, STEP_10];
+
+/// The numbers need not follow each other.
+const STEP_10: (i64, &str, &str) =
+    (10, "additions to the manifest", "ALTER TABLE agents ADD COLUMN additions TEXT NOT NULL DEFAULT '{}';");
+
+const STEP_1: (i64, &str, &str) = (
     1,
     "users, keys, workspaces, builds, agents",
     "
@@ -101,7 +107,7 @@ const STEPS: &[(i64, &str, &str)] = &[(
     ) STRICT;
     CREATE INDEX logs_of_agent ON agent_logs (agent_id, id);
     ",
-)];
+);
 
 #[derive(Debug)]
 struct Steps;
