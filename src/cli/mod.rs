@@ -22,6 +22,7 @@ mod speedtest;
 mod ssh;
 mod target;
 mod version;
+mod watch;
 
 use args::{Cli, Command};
 use std::process::ExitCode;
