@@ -22,6 +22,7 @@
 mod datagram;
 pub(crate) mod datagram_flows;
 mod error;
+pub(crate) mod forward;
 mod listener;
 pub mod speedtest;
 mod stream;
