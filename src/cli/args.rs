@@ -1,6 +1,8 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
+use super::{
+    config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, port_forward::PortForward, server::Server, ssh::KeyAgentArgs,
+};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -142,6 +144,9 @@ pub(super) enum Command {
     Connect(Connect),
     /// Measure the way to a workspace
     Ping(Ping),
+    /// Let ports of this machine lead to ports of a workspace
+    #[command(alias = "tunnel")]
+    PortForward(PortForward),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
     /// Show the version

@@ -15,6 +15,7 @@ mod logs;
 mod memory;
 mod output;
 mod ping;
+mod port_forward;
 mod quickstart;
 mod ready;
 mod server;
@@ -68,6 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
+        Command::PortForward(args) => port_forward::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),
