@@ -1,7 +1,8 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
 use super::{
-    config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, port_forward::PortForward, server::Server, ssh::KeyAgentArgs,
+    config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, ping::Ping, port_forward::PortForward, server::Server,
+    ssh::KeyAgentArgs,
 };
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
@@ -47,7 +48,7 @@ fn token(text: &str) -> Result<Token, std::convert::Infallible> {
 }
 
 /// Reads a Go duration such as `1h2m3.5s` or `200ms`.
-fn go_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 7] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     if text == "0" {
@@ -313,29 +314,6 @@ pub(super) enum ConnectCommand {
         /// The host name
         host: String,
     },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Ping {
-    /// [OWNER/]WORKSPACE[.AGENT]
-    pub(super) workspace: String,
-    /// Time between two pings
-    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) wait: Duration,
-    /// Time until a ping counts as lost
-    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) timeout: Duration,
-    /// How many pings; 0 goes on until interrupted
-    #[arg(short, long, default_value = "0", value_name = "COUNT", allow_hyphen_values = true)]
-    pub(super) num: u64,
-    /// Begin each line with the local time
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) time: bool,
-    /// Begin each line with the time in UTC
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) utc: bool,
 }
 
 #[derive(Debug, Args)]

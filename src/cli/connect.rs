@@ -71,6 +71,8 @@ pub(super) struct Tunnel {
     pub(super) relays: RelayMap,
     /// Whether the command line and the deployment allow direct paths.
     pub(super) direct: bool,
+    /// Whether the deployment forbids them.
+    pub(super) relayed_only: bool,
     control: Control,
     watch: Option<Watch>,
     _usage: Option<UsageReports>,
@@ -92,7 +94,8 @@ impl Tunnel {
         let mut relays = connection.derp_map;
         let (host, port, plain) = http.endpoint();
         relays.rewrite_embedded(&host, port, plain);
-        let direct = direct && !connection.disable_direct_connections;
+        let relayed_only = connection.disable_direct_connections;
+        let direct = direct && !relayed_only;
         let control = Control::open(http.clone(), ControlRole::Client { agent: agent.id });
         let tailnet = Tailnet::start(Config {
             relay_map: Some(relays.clone()),
@@ -108,7 +111,7 @@ impl Tunnel {
         let watch = watch.then(|| Watch::start(client.clone(), &workspace));
         let [address, _] = agent_addresses(agent.id);
         let name = target.to_string();
-        Ok(Self { tailnet, name, address, relays, direct, control, watch, _usage: usage })
+        Ok(Self { tailnet, name, address, relays, direct, relayed_only, control, watch, _usage: usage })
     }
 
     /// Waits until the workspace is something else than it was when it was looked up. Never, if it is not watched.

@@ -8,6 +8,7 @@ mod config_ssh;
 mod connect;
 mod create;
 mod deployment;
+mod go_time;
 mod ignored;
 mod list;
 mod login;

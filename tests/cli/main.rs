@@ -15,6 +15,7 @@ mod errors;
 mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod ping;
 mod port_forward;
 mod secrets;
 mod sessions;

@@ -7,7 +7,7 @@ use super::{
     args::{Direction, Global, Output, Speedtest},
     connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
-    logs, output, ping,
+    go_time, logs, output, ping,
     target::{HostNames, Target},
 };
 use crate::{
@@ -159,11 +159,11 @@ async fn wait_for_direct(tunnel: &Tunnel) -> anyhow::Result<()> {
         loop {
             match tunnel.tailnet.ping(tunnel.address, PingKind::Disco, PING).await {
                 Ok(pong) if ping::is_direct(&pong) => {
-                    output::note(&format!("{name} answers {} in {}", ping::way(tunnel, &pong), ping::rounded(pong.latency)));
+                    output::note(&format!("{name} answers {} in {}", ping::way(tunnel, &pong), go_time::rounded(pong.latency)));
                     return;
                 }
                 Ok(pong) => {
-                    let (way, time) = (ping::way(tunnel, &pong), ping::rounded(pong.latency));
+                    let (way, time) = (ping::way(tunnel, &pong), go_time::rounded(pong.latency));
                     output::note(&format!("{name} answers {way} in {time}; waiting for a direct path …"));
                 }
                 Err(error) => output::note(&format!("{name} does not answer ({error}); waiting for a direct path …")),
@@ -212,7 +212,7 @@ fn way(tunnel: &Tunnel, lane: Option<Lane>) -> String {
 
 /// Whole seconds as such, anything else in full precision.
 fn shown(time: Duration) -> String {
-    if time.subsec_nanos() == 0 { format!("{}s", time.as_secs()) } else { ping::go_text(time) }
+    if time.subsec_nanos() == 0 { format!("{}s", time.as_secs()) } else { go_time::go_text(time) }
 }
 
 fn explain(tunnel: &Tunnel, error: SpeedtestError) -> anyhow::Error {
