@@ -1,6 +1,9 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, rpty::Exp, server::Server, ssh::KeyAgentArgs};
+use super::{
+    agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, ping::Ping, port_forward::PortForward, rpty::Exp,
+    server::Server, ssh::KeyAgentArgs,
+};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -142,6 +145,9 @@ pub(super) enum Command {
     Connect(Connect),
     /// Measure the way to a workspace
     Ping(Ping),
+    /// Let ports of this machine lead to ports of a workspace
+    #[command(alias = "tunnel")]
+    PortForward(PortForward),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
     /// Try what may change or go
@@ -314,29 +320,6 @@ pub(super) enum ConnectCommand {
         /// The host name
         host: String,
     },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Ping {
-    /// [OWNER/]WORKSPACE[.AGENT]
-    pub(super) workspace: String,
-    /// Time between two pings
-    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) wait: Duration,
-    /// Time until a ping counts as lost
-    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) timeout: Duration,
-    /// How many pings; 0 goes on until interrupted
-    #[arg(short, long, default_value = "0", value_name = "COUNT", allow_hyphen_values = true)]
-    pub(super) num: u64,
-    /// Begin each line with the local time
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) time: bool,
-    /// Begin each line with the time in UTC
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) utc: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ mod config_ssh;
 mod connect;
 mod create;
 mod deployment;
+mod go_time;
 mod ignored;
 mod list;
 mod log_file;
@@ -16,6 +17,7 @@ mod logs;
 mod memory;
 mod output;
 mod ping;
+mod port_forward;
 mod quickstart;
 mod ready;
 mod rpty;
@@ -24,6 +26,7 @@ mod speedtest;
 mod ssh;
 mod target;
 mod version;
+mod watch;
 
 use args::{Cli, Command};
 use std::process::ExitCode;
@@ -69,6 +72,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
+        Command::PortForward(args) => port_forward::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
         Command::Exp(args) => rpty::run(global, args),
         Command::Agent(args) => agent::run(global, args),

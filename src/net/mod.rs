@@ -22,6 +22,7 @@
 mod datagram;
 pub(crate) mod datagram_flows;
 mod error;
+pub(crate) mod forward;
 mod listener;
 pub mod speedtest;
 mod stream;
@@ -38,7 +39,7 @@ pub use crate::{
     },
     proto::{
         netcheck::Report,
-        node::{PathInfo, PingKind, Role},
+        node::{PathInfo, PeerInfo, PingKind, Role},
         path::PathState,
     },
     wire::{coord::tailnet::Node, derp::RelayMap, pcap::FILE_HEADER as PCAP_HEADER},
@@ -376,6 +377,14 @@ impl Tailnet {
     /// When the node is closed.
     pub async fn watch_path(&self, peer: Ipv6Addr) -> Result<watch::Receiver<Option<PathInfo>>, ClosedError> {
         self.ask(|reply| Command::WatchPath { address: peer, reply }).await
+    }
+
+    /// What is known of a peer. `None`: nothing yet.
+    ///
+    /// # Errors
+    /// When the node is closed.
+    pub async fn peer_info(&self, peer: Ipv6Addr) -> Result<Option<PeerInfo>, ClosedError> {
+        self.ask(|reply| Command::PeerInfo { address: peer, reply }).await
     }
 
     /// Everything the node has counted.

@@ -17,6 +17,8 @@ mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod matrix;
+mod ping;
+mod port_forward;
 mod secrets;
 mod sessions;
 mod shapes;

@@ -8,7 +8,7 @@ mod stdio;
 
 use super::{
     args::{Global, Ssh, Wait},
-    connect::{SSH_PORT, Tunnel, Wishes},
+    connect::{SSH_PORT, Tunnel, Usage, Wishes},
     deployment::Deployment,
     logs, output,
     ready::Readiness,
@@ -61,13 +61,13 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
 fn wishes(global: &Global, args: &Ssh) -> Wishes {
     let usage = match args.usage_app.as_str() {
         "disable" => None,
-        "vscode" => Some("vscode"),
-        "jetbrains" => Some("jetbrains"),
-        _ => Some("ssh"),
+        "vscode" => Some(Usage::App("vscode")),
+        "jetbrains" => Some(Usage::App("jetbrains")),
+        _ => Some(Usage::App("ssh")),
     };
     let wait = if args.no_wait { Wait::No } else { args.wait };
     let readiness = Readiness { start: !args.disable_autostart, wait };
-    Wishes { direct: !global.disable_direct_connections, usage, readiness, ..Wishes::default() }
+    Wishes { direct: !global.disable_direct_connections, usage, watch: true, readiness, ..Wishes::default() }
 }
 
 /// What the flags ask of the agent: a terminal for a shell at a terminal, or where one is demanded.
@@ -131,12 +131,18 @@ async fn interactive(
     };
     // A terminal that was demanded without having one stays as it is.
     let raw = if at_terminal && Terminals::of_process().input { Some(RawMode::enter()?) } else { None };
-    let ending = tokio::select! {
+    let mut ending = tokio::select! {
         ending = session.run(request, local) => ending,
         never = network_info::keep(info, &tunnel) => match never {},
+        fate = tunnel.fate() => Ok(Ending::Lost(fate.to_string())),
         signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
+    if let Ok(Ending::Lost(reason)) = &mut ending
+        && let Some(fate) = tunnel.why_lost().await
+    {
+        *reason = fate.to_string();
+    }
     tunnel.close().await;
     let ending = ending?;
     if let Ending::Lost(reason) = &ending {
@@ -172,7 +178,7 @@ mod tests {
             ("--usage-app=disable", None),
             ("--stdio", Some("ssh")),
         ] {
-            assert_eq!(wishes(&format!("coder ssh {flag} dev")).usage, usage, "{flag}");
+            assert_eq!(wishes(&format!("coder ssh {flag} dev")).usage, usage.map(Usage::App), "{flag}");
         }
         let ready = |flags: &str| wishes(&format!("coder ssh {flags} dev")).readiness;
         assert!(ready("-t").start && !ready("--disable-autostart").start);

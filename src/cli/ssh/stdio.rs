@@ -54,9 +54,10 @@ pub(super) async fn run(
     let reader = Stdout::open();
     let passed = tokio::select! {
         () = reader.closed() => None,
-        passed = pass(stream, Stdin::open(), stdout) => Some(passed),
+        passed = pass(stream, Stdin::open(), stdout) => Some(passed.map_err(anyhow::Error::from)),
         _ = signals.next() => None,
         never = network_info::keep(info, &tunnel) => match never {},
+        fate = tunnel.fate() => Some(Err(anyhow!("{fate}"))),
     };
     match passed {
         Some(Ok(())) => {
@@ -64,8 +65,9 @@ pub(super) async fn run(
             Ok(0)
         }
         Some(Err(error)) => {
+            let why = tunnel.why_lost().await.map_or_else(|| error.to_string(), |fate| fate.to_string());
             tunnel.close().await;
-            Err(anyhow!("the connection to workspace {target} was lost: {error}"))
+            Err(anyhow!("the connection to workspace {target} was lost: {why}"))
         }
         None => {
             tunnel.close_within(HURRY).await;

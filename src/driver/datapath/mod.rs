@@ -24,7 +24,7 @@ use crate::{
     proto::{
         netcheck::Report,
         netstack::IncomingKey,
-        node::{self, DialFailure, PathInfo, PingKind},
+        node::{self, DialFailure, PathInfo, PeerInfo, PingKind},
     },
     wire::{
         coord::tailnet::{self, PeerUpdate},
@@ -211,6 +211,13 @@ pub enum Command {
         address: Ipv6Addr,
         /// The news.
         reply: oneshot::Sender<watch::Receiver<Option<PathInfo>>>,
+    },
+    /// Tell what is known of a peer.
+    PeerInfo {
+        /// The peer.
+        address: Ipv6Addr,
+        /// What is known; `None` when it is not.
+        reply: oneshot::Sender<Option<PeerInfo>>,
     },
     /// An agent that we want to reach.
     AddDestination(Uuid),

@@ -361,6 +361,9 @@ impl DataLoop {
                 let sender = self.watched.entry(address).or_insert_with(|| watch::Sender::new(node.path_info(&address)));
                 let _ = reply.send(sender.subscribe());
             }
+            Command::PeerInfo { address, reply } => {
+                let _ = reply.send(self.node.peer_info(now, &address));
+            }
             Command::AddDestination(id) => {
                 self.node.add_destination(now, id);
                 if let Some(control) = &self.control {
