@@ -45,7 +45,7 @@ fn token(text: &str) -> Result<Token, std::convert::Infallible> {
 }
 
 /// Reads a Go duration such as `1h2m3.5s` or `200ms`.
-fn go_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 7] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     if text == "0" {

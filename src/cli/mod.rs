@@ -18,6 +18,7 @@ mod ping;
 mod quickstart;
 mod ready;
 mod server;
+mod server_flags;
 mod speedtest;
 mod ssh;
 mod target;

@@ -39,6 +39,11 @@ pub(crate) async fn ssh_config(State(app): State<App>, _me: Me) -> Response {
     ok(&json!({ "hostname_prefix": hosts.prefix, "hostname_suffix": hosts.suffix, "ssh_config_options": hosts.options }))
 }
 
+/// `GET /api/v2/applications/host`: empty where applications have no hosts of their own.
+pub(crate) async fn applications_host(State(app): State<App>, _me: Me) -> Response {
+    ok(&json!({ "host": app.settings().wildcard_host }))
+}
+
 /// `GET /api/v2/templateversions/{id}`: the one version of the one template.
 pub(crate) async fn template_version(State(app): State<App>, _me: Me, Path(id): Path<String>) -> Answer {
     let deployment = app.store().deployment();
@@ -72,7 +77,8 @@ pub(crate) async fn template_version(State(app): State<App>, _me: Me, Path(id): 
 }
 
 /// What no route matches.
-pub(crate) async fn no_route(request: axum::extract::Request) -> Response {
+pub(crate) async fn no_route(State(app): State<App>, request: axum::extract::Request) -> Response {
+    app.requests().count(request.method(), "none", StatusCode::NOT_FOUND);
     if request.uri().path().starts_with("/api/") {
         ApiError::new(StatusCode::NOT_FOUND, "Route not found.").into_response()
     } else {
