@@ -78,6 +78,10 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     if args.dev && !args.http_address.ip().is_loopback() {
         bail!("--dev gives a shell on this machine and listens on loopback only, not on {}", args.http_address);
     }
+    let hooks = args.operation.hooks();
+    if args.dev && hooks.start.is_some() {
+        bail!("--dev runs the agent of its workspace itself: leave --workspace-start-command out");
+    }
     let config = server::Config {
         access_url: args.access_url.clone(),
         tls: args.tls.config()?,
@@ -97,8 +101,9 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         wildcard_host: args.operation.wildcard_access_url.clone(),
         sessions: args.sessions.rules(),
         rate_limits: args.sessions.limits(),
+        proxies: args.sessions.proxies(),
         metrics: args.operation.metrics(),
-        hooks: args.operation.hooks(),
+        hooks,
         ..server::Config::new(args.http_address, data_dir(args)?)
     };
     let login_dir = config.data_dir.join("login");

@@ -3,7 +3,10 @@
 use super::args::{go_bool, go_duration};
 use crate::{
     base::RegionId,
-    server::{ClientAuth, Hooks, RateLimits, Redirect, RelayConfig, RelaySource, SessionRules, TlsConfig, TlsVersion},
+    server::{
+        ClientAuth, Hooks, RateLimits, Redirect, RelayConfig, RelaySource, SessionRules, Subnet, TlsConfig, TlsVersion,
+        TrustedProxies,
+    },
 };
 use anyhow::bail;
 use clap::Args;
@@ -226,6 +229,12 @@ pub(super) struct SessionFlags {
     #[arg(long, env = "CODER_DANGEROUS_DISABLE_RATE_LIMITS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide = true)]
     dangerous_disable_rate_limits: bool,
+    /// Networks of proxies that are believed when they tell for whom they ask
+    #[arg(long, env = "CODER_PROXY_TRUSTED_ORIGINS", value_name = "NETWORKS", value_delimiter = ',')]
+    proxy_trusted_origins: Vec<Subnet>,
+    /// Headers in which they tell it, such as X-Forwarded-For
+    #[arg(long, env = "CODER_PROXY_TRUSTED_HEADERS", value_name = "HEADERS", value_delimiter = ',')]
+    proxy_trusted_headers: Vec<String>,
     /// Let only browsers connect to workspaces
     #[arg(long, env = "CODER_BROWSER_ONLY", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
@@ -242,6 +251,10 @@ impl SessionFlags {
             max_admin_token: self.max_admin_token_lifetime,
             passwords: !self.disable_password_auth,
         }
+    }
+
+    pub(super) fn proxies(&self) -> TrustedProxies {
+        TrustedProxies { networks: self.proxy_trusted_origins.clone(), headers: self.proxy_trusted_headers.clone() }
     }
 
     pub(super) fn limits(&self) -> Option<RateLimits> {
@@ -328,6 +341,7 @@ mod tests {
         assert_eq!(all.relays.config().unwrap(), RelayConfig::default());
         assert_eq!(all.sessions.rules(), SessionRules::default());
         assert_eq!(all.sessions.limits(), Some(RateLimits::default()));
+        assert_eq!(all.sessions.proxies(), TrustedProxies::default());
         assert_eq!((all.operation.hooks(), all.operation.metrics()), (Hooks::default(), None));
     }
 
@@ -366,6 +380,7 @@ mod tests {
             ("--session-duration 0", "1s"),
             ("--api-rate-limit 0", "zero"),
             ("--derp-server-region-id 0", "65535"),
+            ("--proxy-trusted-origins x", "10.0.0.0/8"),
             ("--derp-config-path a --derp-config-url http://b", "cannot be used"),
         ] {
             let said = parse(line).unwrap_err();

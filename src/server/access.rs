@@ -9,7 +9,7 @@ use super::{
     app::App,
     audit,
     limits::{Class, Counted, Told},
-    listen::Origin,
+    origin::Origin,
     routes::Route,
     scopes::Action,
     store::{Agent, Key, Presented, User, Workspace},

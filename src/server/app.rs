@@ -9,6 +9,7 @@ use super::{
     listen,
     live::Agents,
     metrics::Requests,
+    origin::TrustedProxies,
     places::Places,
     relays::{Relays, seen_from},
     resume::ResumeTokens,
@@ -49,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) wildcard_host: String,
     /// How long keys live.
     pub(crate) sessions: SessionRules,
+    /// Who is believed to ask for others.
+    pub(crate) proxies: TrustedProxies,
     /// What starts and stops workspaces.
     pub(crate) hooks: Hooks,
 }

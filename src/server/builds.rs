@@ -68,13 +68,10 @@ impl Hooks {
 ///
 /// # Errors
 /// When another build is under way, or the store fails.
-pub(crate) async fn begin(
-    app: &App,
-    workspace: &Workspace,
-    new: NewBuild<'_>,
-    token: Option<AgentToken>,
-) -> Answer<Build> {
+pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<Build> {
     let now = Stamp::now();
+    // What can fail comes before the build: one that is under way keeps others out until its end.
+    let agents = app.store().agents(workspace.id).await?;
     let command = app.settings().hooks.command(new.transition).cloned();
     let made = match command {
         Some(_) => app.store().begin_build(now, new).await,
@@ -86,19 +83,23 @@ pub(crate) async fn begin(
         other => other.into(),
     })?;
     if new.transition != Transition::Start {
-        for agent in app.store().agents(workspace.id).await? {
-            app.agents().dismiss(agent.id);
-        }
+        agents.iter().for_each(|agent| app.agents().dismiss(agent.id));
     }
     app.announce(workspace.id);
     if let Some(command) = command {
         let token = match (new.transition, token) {
-            (Transition::Start, None) => Some(app.store().renew_agent_token(now, workspace.id).await?),
+            (Transition::Start, None) => match app.store().renew_agent_token(now, workspace.id).await {
+                Ok(token) => Some(token),
+                Err(error) => {
+                    app.store().end_build(now, build.id, Some("the agent got no token")).await?;
+                    return Err(error.into());
+                }
+            },
             (Transition::Start, given) => given,
             (Transition::Stop | Transition::Delete, _) => None,
         };
         let run = Run { app: app.clone(), workspace: workspace.clone(), build: build.clone(), command, token };
-        app.spawn(run.to_its_end());
+        app.spawn(run.finish());
     }
     Ok(build)
 }
@@ -117,7 +118,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_its_end(self) {
+    async fn finish(self) {
         let error = self.run().await.err();
         if let Some(error) = &error {
             self.note(vec![line(self.build.transition, "error", error.clone())]).await;
@@ -165,7 +166,7 @@ impl Run {
         let mut ended = None;
         // Output may go on for a moment after the end, and for ever where something in the background holds it open.
         let mut last = until;
-        loop {
+        while ended.is_none() || !out.done() || !err.done() {
             let (lines, level) = tokio::select! {
                 lines = out.next(), if !out.done() => (lines, "info"),
                 lines = err.next(), if !err.done() => (lines, "error"),
@@ -179,7 +180,6 @@ impl Run {
                     end(&mut child).await;
                     return Err("the server was stopped while the command ran".to_owned());
                 }
-                else => break,
             };
             self.note(lines.into_iter().map(|text| line(self.build.transition, level, self.without_token(text))).collect()).await;
         }
@@ -233,12 +233,13 @@ async fn end(child: &mut Child) {
 /// A stream's lines.
 struct Lines<R> {
     from: Option<R>,
+    buffer: Box<[u8]>,
     rest: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    const fn of(from: Option<R>) -> Self {
-        Self { from, rest: Vec::new() }
+    fn of(from: Option<R>) -> Self {
+        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new() }
     }
 
     const fn done(&self) -> bool {
@@ -251,12 +252,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// Nothing that was read is lost when the future is dropped.
     async fn next(&mut self) -> Vec<String> {
         let Some(from) = &mut self.from else { return Vec::new() };
-        let mut buffer = [0; READ_BYTES];
-        let n = from.read(&mut buffer).await.unwrap_or(0);
+        let n = from.read(&mut self.buffer).await.unwrap_or(0);
         if n == 0 {
             self.from = None;
         }
-        self.rest.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        self.rest.extend_from_slice(self.buffer.get(..n).unwrap_or_default());
         let mut lines = Vec::new();
         while let Some(length) = self.line_length() {
             let bytes: Vec<u8> = self.rest.drain(..length).collect();

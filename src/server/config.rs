@@ -1,6 +1,6 @@
 //! What a server is to be.
 
-use super::{builds::Hooks, relays::RelayConfig, ssh_hosts::SshHosts, tls::TlsConfig};
+use super::{builds::Hooks, origin::TrustedProxies, relays::RelayConfig, ssh_hosts::SshHosts, tls::TlsConfig};
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -110,6 +110,8 @@ pub struct Config {
     pub sessions: SessionRules,
     /// How many requests a minute are answered; `None` for any number.
     pub rate_limits: Option<RateLimits>,
+    /// Who is believed to ask for others.
+    pub proxies: TrustedProxies,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// What starts and stops workspaces.
@@ -137,6 +139,7 @@ impl Config {
             wildcard_host: None,
             sessions: SessionRules::default(),
             rate_limits: Some(RateLimits::default()),
+            proxies: TrustedProxies::default(),
             metrics: None,
             hooks: Hooks::default(),
         }

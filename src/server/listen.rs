@@ -5,6 +5,7 @@
 
 use super::{
     app::App,
+    origin::Origin,
     places::{Place, Places},
     relay, routes,
     tls::Tls,
@@ -100,20 +101,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
     }
 }
 
-/// Where a request came from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin {
-    /// The other end of the connection.
-    pub(crate) ip: IpAddr,
-    /// The connection is ours with TLS.
-    pub(crate) secure: bool,
-}
-
 /// The routes, which see of each request where it came from.
 #[derive(Debug, Clone)]
 struct FromOrigin {
     routes: TowerToHyperService<Router>,
-    origin: Origin,
+    app: App,
+    /// The other end of the connection.
+    peer: IpAddr,
+    secure: bool,
 }
 
 impl Service<Request<Incoming>> for FromOrigin {
@@ -122,7 +117,8 @@ impl Service<Request<Incoming>> for FromOrigin {
     type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.origin);
+        let ip = self.app.settings().proxies.behind(self.peer, request.headers());
+        request.extensions_mut().insert(Origin { ip, secure: self.secure });
         self.routes.call(request)
     }
 }
@@ -154,8 +150,8 @@ pub(crate) async fn accept(app: App, listener: TcpListener, tls: Option<Arc<Tls>
             tracing::debug!(%from, "a source holds as many connections as one may");
             continue;
         };
-        let origin = Origin { ip: from.ip().to_canonical(), secure: tls.is_some() };
-        let service = FromOrigin { routes: TowerToHyperService::new(router.clone()), origin };
+        let (peer, secure) = (from.ip().to_canonical(), tls.is_some());
+        let service = FromOrigin { routes: TowerToHyperService::new(router.clone()), app: app.clone(), peer, secure };
         let connection = open(app.clone(), service, stream, place, tls.clone());
         app.spawn(async move {
             if let Err(error) = connection.await {

@@ -68,7 +68,12 @@ fn number(n: usize) -> u64 {
 pub(crate) async fn page(app: &App) -> String {
     let mut page = Page(String::new());
     page.one("coderd_agents_connected", "gauge", "Agents that are connected now.", number(app.agents().count()));
-    page.one("coderd_coordinator_peers", "gauge", "Peers that are connected to the coordinator now.", number(app.coordination().peers()));
+    page.one(
+        "coderd_coordinator_peers",
+        "gauge",
+        "Peers that are connected to the coordinator now.",
+        number(app.coordination().peers()),
+    );
     match app.store().counts().await {
         Ok((users, workspaces)) => {
             page.one("coderd_users", "gauge", "Users of the deployment.", users);

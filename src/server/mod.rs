@@ -28,6 +28,7 @@ mod limits;
 mod listen;
 mod live;
 mod metrics;
+mod origin;
 mod password;
 mod places;
 mod relay;
@@ -50,6 +51,7 @@ mod tests;
 
 pub use builds::Hooks;
 pub use config::{Config, RateLimits, Redirect, SessionRules, StunAddress};
+pub use origin::{ParseSubnetError, Subnet, TrustedProxies};
 pub use relays::{RelayConfig, RelayMapError, RelaySource};
 pub use ssh_hosts::SshHosts;
 pub use start::{Running, StartError, serve};

@@ -19,18 +19,12 @@ const LEAST_BITS: f64 = 52.0;
 static GATE: Semaphore = Semaphore::const_new(2);
 
 /// A password as it was typed. Never printed, wiped on drop.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Password(Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Password {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
-impl Default for Password {
-    fn default() -> Self {
-        Self(Zeroizing::default())
     }
 }
 
@@ -109,7 +103,8 @@ fn nobodys_hash() -> &'static str {
 /// What it costs to try all passwords of this length and these kinds of characters. Runs of one character count twice at
 /// most, and so do steps up and down the alphabet.
 fn bits(password: &str) -> f64 {
-    let kinds: [(fn(char) -> bool, f64); 4] = [
+    type Kind = (fn(char) -> bool, f64);
+    let kinds: [Kind; 4] = [
         (|c| c.is_ascii_lowercase(), 26.0),
         (|c| c.is_ascii_uppercase(), 26.0),
         (|c| c.is_ascii_digit(), 10.0),

@@ -109,10 +109,14 @@ pub enum RelayMapError {
         number: RegionId,
     },
     /// Nobody could reach anybody.
-    #[error("there is no relay at all: leave --derp-server-enable on, or name others with --derp-config-path or --derp-config-url")]
+    #[error(
+        "there is no relay at all: leave --derp-server-enable on, or name others with --derp-config-path or --derp-config-url"
+    )]
     Empty,
     /// The numbers of the STUN servers' regions are too high.
-    #[error("region {0} is too high a number for the embedded relay with its STUN servers: choose a lower one with --derp-server-region-id")]
+    #[error(
+        "region {0} is too high a number for the embedded relay with its STUN servers: choose a lower one with --derp-server-region-id"
+    )]
     TooHigh(RegionId),
 }
 
@@ -364,9 +368,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_cannot_be_used_is_named() {
-        let open = async |path: &Path| {
-            Relays::open(&url("http://127.0.0.1:3000"), Stun::Elsewhere, from(path)).await.unwrap_err()
-        };
+        let open =
+            async |path: &Path| Relays::open(&url("http://127.0.0.1:3000"), Stun::Elsewhere, from(path)).await.unwrap_err();
         let taken = file(999);
         assert!(matches!(open(taken.path()).await, RelayMapError::Taken { .. }));
         for path in ["/nowhere/relays.json", "/dev/zero", "/"] {

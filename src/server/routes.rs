@@ -5,7 +5,7 @@ use super::{
     api::{agents, builds, info, keys, login, users, watch, workspaces},
     app::App,
     config::Redirect,
-    listen::Origin,
+    origin::Origin,
     relay,
     scopes::Action,
     sockets,

@@ -29,7 +29,16 @@ const RESOURCES: &[(&str, &[&str])] = &[
     (
         "workspace",
         &[
-            "create", "read", "update", "delete", "start", "stop", "ssh", "application_connect", "share", "create_agent",
+            "create",
+            "read",
+            "update",
+            "delete",
+            "start",
+            "stop",
+            "ssh",
+            "application_connect",
+            "share",
+            "create_agent",
             "delete_agent",
         ],
     ),

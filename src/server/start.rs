@@ -287,9 +287,10 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
 }
 
 fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
-    let transport_security = config.transport_security.as_deref().map(|text| {
-        HeaderValue::from_str(text).map_err(|_| StartError::TransportSecurity(text.to_owned()))
-    });
+    let transport_security = config
+        .transport_security
+        .as_deref()
+        .map(|text| HeaderValue::from_str(text).map_err(|_| StartError::TransportSecurity(text.to_owned())));
     Ok(Settings {
         access_url: url.as_str().trim_end_matches('/').to_owned(),
         authority: authority(url),
@@ -299,6 +300,7 @@ fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
         browser_only: config.browser_only,
         wildcard_host: config.wildcard_host.as_deref().map(|host| wildcard(host, url)).transpose()?.unwrap_or_default(),
         sessions: config.sessions,
+        proxies: config.proxies.clone(),
         hooks: config.hooks.clone(),
     })
 }
@@ -306,9 +308,9 @@ fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
 /// The host of applications with the access URL's port.
 fn wildcard(host: &str, url: &Url) -> Result<String, StartError> {
     let plain = host.replacen('*', "x", 1);
-    let labels = plain.split('.').all(|label| {
-        !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    });
+    let labels = plain
+        .split('.')
+        .all(|label| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
     let first = host.split('.').next().unwrap_or_default();
     if !labels || !first.starts_with('*') || !host.contains('.') {
         return Err(StartError::Wildcard(without_secrets(host).to_owned()));

@@ -4,6 +4,9 @@ use super::super::{
     access::Me,
     answer::{Answer, ApiError, ok, text},
     app::App,
+    limits::{Class, Counted},
+    origin::Origin,
+    time::Stamp,
 };
 use axum::{
     extract::{Path, State},
@@ -78,10 +81,18 @@ pub(crate) async fn template_version(State(app): State<App>, _me: Me, Path(id): 
 
 /// What no route matches.
 pub(crate) async fn no_route(State(app): State<App>, request: axum::extract::Request) -> Response {
-    app.requests().count(request.method(), "none", StatusCode::NOT_FOUND);
-    if request.uri().path().starts_with("/api/") {
-        ApiError::new(StatusCode::NOT_FOUND, "Route not found.").into_response()
-    } else {
-        text(StatusCode::NOT_FOUND, "404 page not found\n")
+    let is_api = request.uri().path().starts_with("/api/");
+    let who = request.extensions().get::<Origin>().map_or(Counted::Others, |origin| Counted::source(origin.ip));
+    let now = Stamp::now();
+    let told = if is_api { app.limits().count(now, who, "none", Class::Api) } else { None };
+    let mut response = match told.and_then(|told| told.refusal()) {
+        Some(refusal) => refusal.into_response(),
+        None if is_api => ApiError::new(StatusCode::NOT_FOUND, "Route not found.").into_response(),
+        None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    };
+    if let Some(told) = told {
+        told.tell(now, response.headers_mut());
     }
+    app.requests().count(request.method(), "none", response.status());
+    response
 }

@@ -121,9 +121,8 @@ pub(crate) struct NewToken {
 impl NewToken {
     /// The scopes asked for, which must not go beyond those of the caller.
     fn scopes(&self, me: &Me) -> Answer<Scopes> {
-        let refuse = |detail: String| {
-            ApiError::bad_request("Failed to validate create API key request.").with_field("scopes", detail)
-        };
+        let refuse =
+            |detail: String| ApiError::bad_request("Failed to validate create API key request.").with_field("scopes", detail);
         let several = self.scopes.iter().flatten().map(String::as_str);
         let words: Vec<_> = std::iter::once(self.scope.as_str()).filter(|word| !word.is_empty()).chain(several).collect();
         if words.len() > MAX_SCOPES {

@@ -68,14 +68,8 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
         response.extensions_mut().insert(Who(format!("nobody as {shown}")));
         return Ok(response);
     };
-    let key = NewKey {
-        user: user.id,
-        kind: KeyKind::Session,
-        name: "",
-        lifetime: rules.session,
-        scopes: None,
-        by_password: true,
-    };
+    let key =
+        NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: rules.session, scopes: None, by_password: true };
     let token = app.store().insert_key(Stamp::now(), key).await?;
     let mut response = json(StatusCode::CREATED, &json!({ "session_token": token.expose() }));
     if let Some(cookie) = cookie(&app, &token) {

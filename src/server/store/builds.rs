@@ -113,7 +113,8 @@ impl Store {
                 all = false;
                 break;
             }
-            let done = sqlx::query("INSERT INTO build_logs (build_id, created_at, level, stage, output) VALUES ($1, $2, $3, $4, $5)");
+            let done =
+                sqlx::query("INSERT INTO build_logs (build_id, created_at, level, stage, output) VALUES ($1, $2, $3, $4, $5)");
             done.bind(build)
                 .bind(line.created_at.micros())
                 .bind(&line.level)

@@ -182,7 +182,8 @@ impl Store {
 
     /// Ends the life of a key of `user` now and keeps it in the list of expired ones.
     pub(crate) async fn expire_key(&self, now: Stamp, user: Uuid, id: &str) -> Result<()> {
-        let done = sqlx::query("UPDATE keys SET expires_at = min(expires_at, $3), updated_at = $3 WHERE user_id = $1 AND id = $2");
+        let done =
+            sqlx::query("UPDATE keys SET expires_at = min(expires_at, $3), updated_at = $3 WHERE user_id = $1 AND id = $2");
         match done.bind(user).bind(id).bind(now.micros()).execute(&self.pool).await?.rows_affected() {
             0 => Err(super::StoreError::NotFound),
             _ => Ok(()),

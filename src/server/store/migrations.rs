@@ -7,10 +7,11 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationSource, MigrationType, Migrator},
 };
 
-const STEPS: &[(i64, &str, &str)] = &[(
-    1,
-    "users, keys, workspaces, builds, agents",
-    "
+const STEPS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "users, keys, workspaces, builds, agents",
+        "
     CREATE TABLE deployment (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id BLOB NOT NULL,
@@ -101,10 +102,11 @@ const STEPS: &[(i64, &str, &str)] = &[(
     ) STRICT;
     CREATE INDEX logs_of_agent ON agent_logs (agent_id, id);
     ",
-), (
-    10,
-    "scopes, passwords, agents' own URLs, builds that take time",
-    "
+    ),
+    (
+        10,
+        "scopes, passwords, agents' own URLs, builds that take time",
+        "
     ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'coder:all';
     ALTER TABLE keys ADD COLUMN login_type TEXT NOT NULL DEFAULT 'token';
     ALTER TABLE users ADD COLUMN password_hash TEXT;
@@ -124,7 +126,8 @@ const STEPS: &[(i64, &str, &str)] = &[(
     ) STRICT;
     CREATE INDEX logs_of_build ON build_logs (build_id, id);
     ",
-)];
+    ),
+];
 
 #[derive(Debug)]
 struct Steps;

@@ -11,8 +11,8 @@ mod turn;
 mod users;
 mod workspaces;
 
-pub(crate) use builds::{BuildLine, BuildStatus};
 pub(crate) use agents::{Agent, Lifecycle, LogLine};
+pub(crate) use builds::{BuildLine, BuildStatus};
 pub(crate) use keys::{Key, KeyKind, NewKey, Presented};
 pub(crate) use users::User;
 pub(crate) use workspaces::{Build, NewBuild, Transition, Workspace};

@@ -79,7 +79,8 @@ impl Store {
 
     /// How many users and how many living workspaces there are.
     pub(crate) async fn counts(&self) -> Result<(u64, u64)> {
-        let sql = "SELECT (SELECT count(*) FROM users) AS users, (SELECT count(*) FROM workspaces WHERE deleted = 0) AS workspaces";
+        let sql =
+            "SELECT (SELECT count(*) FROM users) AS users, (SELECT count(*) FROM workspaces WHERE deleted = 0) AS workspaces";
         let row = sqlx::query(sql).fetch_one(&self.pool).await?;
         let number = |column| row.try_get::<i64, _>(column).map(|n| u64::try_from(n).unwrap_or(0));
         Ok((number("users")?, number("workspaces")?))

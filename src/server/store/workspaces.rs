@@ -269,12 +269,7 @@ fn concat_select(rest: &'static str) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("{SELECT}{rest}"))
 }
 
-async fn insert_build(
-    turn: &mut sqlx::SqliteConnection,
-    now: Stamp,
-    build: NewBuild<'_>,
-    status: BuildStatus,
-) -> Result<Build> {
+async fn insert_build(turn: &mut sqlx::SqliteConnection, now: Stamp, build: NewBuild<'_>, status: BuildStatus) -> Result<Build> {
     let row = sqlx::query_as(
         "INSERT INTO builds (id, workspace_id, number, transition, reason, initiator_id, job_id, resource_id, created_at,
                              status, completed_at)

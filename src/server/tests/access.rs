@@ -79,9 +79,24 @@ const TABLE: &[(&str, For)] = &[
 
 /// All that can be granted on its own.
 const ALL_SCOPES: &[&str] = &[
-    "api_key:create", "api_key:read", "api_key:update", "api_key:delete", "file:create", "file:read", "template:read",
-    "template:use", "user:read", "user:read_personal", "user:update_personal", "workspace:create", "workspace:read",
-    "workspace:update", "workspace:delete", "workspace:start", "workspace:stop", "workspace:ssh",
+    "api_key:create",
+    "api_key:read",
+    "api_key:update",
+    "api_key:delete",
+    "file:create",
+    "file:read",
+    "template:read",
+    "template:use",
+    "user:read",
+    "user:read_personal",
+    "user:update_personal",
+    "workspace:create",
+    "workspace:read",
+    "workspace:update",
+    "workspace:delete",
+    "workspace:start",
+    "workspace:stop",
+    "workspace:ssh",
     "workspace:application_connect",
 ];
 

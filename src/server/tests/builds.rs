@@ -63,7 +63,10 @@ async fn a_start_command_knows_its_workspace_and_its_output_is_the_log() {
     let path = "/api/v2/workspaceagents/me/rpc?version=2.0";
     assert_eq!(open(world.address(), "GET", path, &handshake(Some(&world.agent_token)), None).await.1.status, 101);
     let shown = world.get(&format!("/api/v2/workspaces/{}", world.workspace.id)).await.json();
-    assert_eq!((&shown["latest_build"]["status"], &shown["latest_build"]["job"]["status"]), (&"running".into(), &"succeeded".into()));
+    assert_eq!(
+        (&shown["latest_build"]["status"], &shown["latest_build"]["job"]["status"]),
+        (&"running".into(), &"succeeded".into())
+    );
 }
 
 #[tokio::test]

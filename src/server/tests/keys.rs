@@ -20,7 +20,8 @@ async fn login(world: &World, email: &str, password: &str) -> Answer {
 async fn a_token_is_made_listed_found_expired_and_deleted() {
     let world = World::new().await;
     let tokens = "/api/v2/users/me/keys/tokens";
-    let hour = format!(r#"{{"lifetime":{},"token_name":"ci","scopes":["workspace:read","workspace:ssh"]}}"#, HOUR * 1_000_000_000);
+    let hour =
+        format!(r#"{{"lifetime":{},"token_name":"ci","scopes":["workspace:read","workspace:ssh"]}}"#, HOUR * 1_000_000_000);
     let made = world.post(tokens, &hour).await;
     assert_eq!(made.status, 201);
     let token = made.json()["key"].as_str().unwrap().to_owned();

@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn config(folder: &Path) -> Config {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { stun: StunAddress::Off, ..Config::new(address, folder.to_owned()) }
+    Config { stun: StunAddress::Off, rate_limits: None, ..Config::new(address, folder.to_owned()) }
 }
 
 /// A server with two users and what belongs to the first.

@@ -1,7 +1,7 @@
 //! What an operator sets: limits, metrics, relays, redirects.
 
 use super::*;
-use crate::server::{RateLimits, Redirect, RelayConfig};
+use crate::server::{RateLimits, Redirect, RelayConfig, TrustedProxies};
 use std::num::NonZeroU32;
 
 fn limits(api: u32, login: u32) -> Option<RateLimits> {
@@ -47,6 +47,22 @@ async fn passwords_and_tokens_cannot_be_tried_without_end() {
         call(world.address(), "GET", "/api/v2/users/me", &auth(&token), None).await.status
     };
     assert_eq!([guess(0).await, guess(1).await, guess(2).await, guess(3).await, guess(4).await], [401, 401, 401, 401, 429]);
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_each_client_is_counted_for_itself() {
+    let proxies = TrustedProxies { networks: vec!["127.0.0.0/8".parse().unwrap()], headers: vec!["X-Forwarded-For".into()] };
+    let world = World::with(|config| {
+        config.rate_limits = limits(4, 1);
+        config.proxies = proxies;
+    })
+    .await;
+    let login = async |from: &str| {
+        let headers = [("X-Forwarded-For".to_owned(), from.to_owned())];
+        call(world.address(), "POST", "/api/v2/users/login", &headers, Some("{}")).await.status
+    };
+    let answers = [login("192.0.2.1").await, login("192.0.2.1").await, login("192.0.2.2").await];
+    assert_eq!(answers, [401, 429, 401]);
 }
 
 #[tokio::test]
@@ -193,8 +209,16 @@ async fn each_call_that_matters_leaves_one_line_without_secrets() {
     let count = |parts: &[&str]| lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count();
     let ip = "ip=\"127.0.0.1\"";
     let me = format!("who=\"user admin by key {}\"", world.admin.split('-').next().unwrap());
-    assert_eq!(count(&["who=\"nobody as bob@localhost\"", "what=POST /api/v2/users/login", "outcome=\"refused\"", ip]), 1, "{text}");
-    assert_eq!(count(&[&me, "what=POST /api/v2/users/{user}/keys/tokens", &format!("made=\"key {id}\""), "outcome=\"done\"", ip]), 1, "{text}");
+    assert_eq!(
+        count(&["who=\"nobody as bob@localhost\"", "what=POST /api/v2/users/login", "outcome=\"refused\"", ip]),
+        1,
+        "{text}"
+    );
+    assert_eq!(
+        count(&[&me, "what=POST /api/v2/users/{user}/keys/tokens", &format!("made=\"key {id}\""), "outcome=\"done\"", ip]),
+        1,
+        "{text}"
+    );
     let which = format!("which=\"/api/v2/workspaces/{}/builds\"", world.workspace.id);
     assert_eq!(count(&[&me, &which, "status=201", ip]), 1, "{text}");
     assert_eq!(count(&["/coordinate", ip]), 1, "{text}");

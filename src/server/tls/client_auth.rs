@@ -17,8 +17,12 @@ use rustls::{
 use std::sync::Arc;
 
 /// Who judges clients' certificates, if somebody shall.
-pub(super) fn verifier(config: &TlsConfig, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
-    let any = |mandatory| Some(Arc::new(AnyCertificate { provider: Arc::clone(provider), mandatory }) as Arc<dyn ClientCertVerifier>);
+pub(super) fn verifier(
+    config: &TlsConfig,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+    let any =
+        |mandatory| Some(Arc::new(AnyCertificate { provider: Arc::clone(provider), mandatory }) as Arc<dyn ClientCertVerifier>);
     Ok(match config.client_auth {
         ClientAuth::None => None,
         ClientAuth::Request => any(false),
@@ -33,7 +37,9 @@ fn known(config: &TlsConfig, provider: &Arc<CryptoProvider>, mandatory: bool) ->
     let refuse = |why| TlsError::Authorities { path: path.clone(), why };
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path).map_err(refuse)? {
-        roots.add(certificate).map_err(|error| refuse(format!("it holds a certificate that is none of an authority: {error}")))?;
+        roots
+            .add(certificate)
+            .map_err(|error| refuse(format!("it holds a certificate that is none of an authority: {error}")))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
@@ -56,7 +62,12 @@ impl ClientCertVerifier for AnyCertificate {
         &[]
     }
 
-    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<ClientCertVerified, Error> {
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
         Ok(ClientCertVerified::assertion())
     }
 
