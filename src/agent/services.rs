@@ -152,7 +152,8 @@ impl Services {
             let this = self.clone();
             self.spawn(async move {
                 if let Ok(stream) = incoming.accept().await {
-                    this.terminals.serve(this.traffic.count(stream)).await;
+                    let from = *stream.peer_addr().ip();
+                    this.terminals.serve(this.traffic.count(stream), Some(from.into())).await;
                 }
             });
         }

@@ -1,7 +1,7 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
 use super::{
-    agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, ping::Ping, port_forward::PortForward, rpty::Exp,
+    agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, life, list::COLUMNS, ping::Ping, port_forward::PortForward, rpty::Exp,
     server::Server, ssh::KeyAgentArgs,
 };
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
@@ -134,6 +134,17 @@ pub(super) enum Command {
     List(List),
     /// Make a workspace and print the line that starts its agent
     Create(Create),
+    /// Start a workspace
+    Start(life::Start),
+    /// Stop a workspace; sessions in it end
+    Stop(life::Change),
+    /// Stop a workspace and start it again
+    Restart(life::Change),
+    /// Bring a workspace to the newest version of its template
+    Update(life::Change),
+    /// Delete a workspace
+    #[command(alias = "rm")]
+    Delete(life::Change),
     /// Work with users
     Users(Users),
     /// Open a shell in a workspace or run a command there
@@ -158,7 +169,7 @@ pub(super) enum Command {
     /// Run the workspace agent
     Agent(Box<Agent>),
     /// Run the server: API, coordinator, relay and STUN on one port
-    Server(Server),
+    Server(Box<Server>),
     /// Try it all: a server and an agent in a temporary folder, and a shell through the tunnel
     Quickstart(Quickstart),
 }
@@ -207,6 +218,9 @@ pub(super) struct Create {
     /// JSON file with what its agent shall have: directory, motd_path, environment, scripts
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: Option<PathBuf>,
+    /// URL under which its agent reaches the server, if not the access URL
+    #[arg(long, value_name = "URL")]
+    pub(super) agent_url: Option<String>,
 }
 
 #[derive(Debug, Args)]

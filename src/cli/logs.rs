@@ -24,22 +24,23 @@ use tracing_subscriber::{
 
 /// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
 pub(super) fn start(level: LevelFilter) {
-    start_with(level, std::io::stderr);
+    begin(ours(level), level, std::io::stderr);
+}
+
+/// The same, and the audit lines whatever the level.
+pub(super) fn start_with_audit(level: LevelFilter) {
+    begin(format!("{},tailnet::audit=info", ours(level)), level, std::io::stderr);
 }
 
 /// The same to a file.
 pub(super) fn start_in(file: File, level: LevelFilter) {
-    start_with(level, Mutex::new(file));
+    begin(ours(level), level, Mutex::new(file));
 }
 
-fn start_with(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+fn begin(directives: String, level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(directives, level)).with_writer(writer);
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter(level))
-        .with_writer(writer)
-        .with_ansi(false)
-        .event_format(Line)
-        .try_init();
+    let _ = builder.with_ansi(false).event_format(Line).try_init();
 }
 
 /// What an agent logs: `level` and above to the file `human`, if it is named, and everything of ours to `file`.
@@ -54,12 +55,12 @@ pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<Log
         }
     };
     let Some(file) = file else {
-        start_with(level, human);
+        begin(ours(level), level, human);
         return Ok(());
     };
-    let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(filter(LevelFilter::DEBUG));
+    let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(filter(ours(LevelFilter::DEBUG), LevelFilter::DEBUG));
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::registry().with(lines(human).with_filter(filter(level))).with(to_file).try_init();
+    let _ = tracing_subscriber::registry().with(lines(human).with_filter(filter(ours(level), level))).with(to_file).try_init();
     Ok(())
 }
 
@@ -70,9 +71,14 @@ where
     tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Line)
 }
 
-/// `level` and above of our own parts, warnings of the libraries.
-fn filter(level: LevelFilter) -> EnvFilter {
-    EnvFilter::builder().with_default_directive(LevelFilter::WARN.min(level).into()).parse_lossy(format!("tailnet={level}"))
+/// `level` and above of our own parts.
+fn ours(level: LevelFilter) -> String {
+    format!("tailnet={level}")
+}
+
+/// What the directives say, and of the libraries warnings.
+fn filter(directives: String, level: LevelFilter) -> EnvFilter {
+    EnvFilter::builder().with_default_directive(LevelFilter::WARN.min(level).into()).parse_lossy(directives)
 }
 
 /// The level of `-v`.

@@ -10,6 +10,7 @@ mod create;
 mod deployment;
 mod go_time;
 mod ignored;
+mod life;
 mod list;
 mod log_file;
 mod login;
@@ -22,6 +23,7 @@ mod quickstart;
 mod ready;
 mod rpty;
 mod server;
+mod server_flags;
 mod speedtest;
 mod ssh;
 mod target;
@@ -67,6 +69,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Login(args) => on_one_thread(login::run(global, args)),
         Command::List(args) => on_one_thread(list::run(global, args)),
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
+        Command::Start(args) => on_one_thread(life::start(global, args)),
+        Command::Stop(args) => on_one_thread(life::stop(global, args)),
+        Command::Restart(args) => on_one_thread(life::restart(global, args)),
+        Command::Update(args) => on_one_thread(life::update(global, args)),
+        Command::Delete(args) => on_one_thread(life::delete(global, args)),
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),

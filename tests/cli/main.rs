@@ -16,6 +16,7 @@ mod errors;
 mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod life;
 mod matrix;
 mod ping;
 mod port_forward;

@@ -26,6 +26,7 @@ use crate::wire::pty::{MAX_OPENING, Opening, Reject, Requests};
 use std::{
     collections::HashMap,
     fmt, io,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -174,8 +175,8 @@ impl Terminals {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Serves one connection to its end.
-    pub(crate) async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    /// Serves one connection to its end; `from` is the client's address in the tunnel.
+    pub(crate) async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, from: Option<IpAddr>) {
         let Ok(_place) = self.shared.places.try_acquire() else {
             tracing::warn!(most = MAX_CONNECTIONS, "too many connections to terminals: one was turned away");
             return;
@@ -191,7 +192,7 @@ impl Terminals {
         };
         match timeout(ATTACH, self.attach(&opening)).await.unwrap_or(Err(OpenError::Late)) {
             Ok(connection) => {
-                let _active = self.shared.server.count_session(KIND);
+                let _active = self.shared.server.count_session(KIND, from);
                 talk(stream, connection, &opening, &rest).await;
             }
             Err(error) => refuse(&mut stream, &error).await,

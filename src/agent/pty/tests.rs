@@ -35,7 +35,7 @@ impl Client {
     async fn with_buffer(terminals: &Terminals, opening: &Opening, bytes: usize) -> Self {
         let (mut stream, far) = duplex(bytes);
         let terminals = terminals.clone();
-        let served = tokio::spawn(async move { terminals.serve(far).await });
+        let served = tokio::spawn(async move { terminals.serve(far, None).await });
         stream.write_all(&opening.write().unwrap()).await.unwrap();
         Self { stream, seen: Vec::new(), served }
     }
@@ -168,7 +168,7 @@ async fn what_cannot_be_served_is_told_and_leaves_nothing_behind() {
     }
     let (mut near, far) = duplex(64);
     near.write_all(b"\x02\x00[]").await.unwrap();
-    terminals.serve(far).await;
+    terminals.serve(far, None).await;
     let mut told = String::new();
     near.read_to_string(&mut told).await.unwrap();
     assert!(told.contains("JSON object"), "{told}");

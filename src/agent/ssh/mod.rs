@@ -273,8 +273,8 @@ impl Server {
     }
 
     /// Counts somebody who uses the agent by another way as a session of this kind, until the answer is dropped.
-    pub(super) fn count_session(&self, kind: &str) -> ActiveSession {
-        self.shared.stats.start_session(kind)
+    pub(super) fn count_session(&self, kind: &str, from: Option<IpAddr>) -> ActiveSession {
+        self.shared.stats.start_session(kind, from)
     }
 
     /// A reading of the counters.

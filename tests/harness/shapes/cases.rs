@@ -36,6 +36,9 @@ pub const ALIKE: &[Case] = &[
     ("error_409_token_name_taken", &[]),
     ("error_404_token_name", &[]),
     ("error_404_key", &[]),
+    ("error_401_login_password", &[]),
+    ("users_authmethods", &[]),
+    ("applications_host", &[]),
     ("error_401_no_token", &[]),
     ("error_401_bad_key", &[]),
     ("error_401_malformed_token", &[]),
@@ -124,7 +127,6 @@ pub const SSH_SETTINGS: Case = ("deployment_ssh_options", &[]);
 const INSIDE: &str = "asked through a tunnel in src/agent/services/tests.rs";
 const DASHBOARD: &str = "for the dashboard, which is not there yet";
 const CONTAINERS: &str = "our agents have no dev containers: 403";
-const PASSWORDS: &str = "users have tokens, not passwords";
 const SCRIPTS: &str = "workspaces have no scripts yet";
 
 /// What our server does not answer, and why.
@@ -138,28 +140,25 @@ pub const NOT_SERVED: &[(&str, &str)] = &[
     ("agent_listening_ports", INSIDE),
     ("agent_netcheck", INSIDE),
     ("agent_root", INSIDE),
-    ("applications_host", DASHBOARD),
-    ("applications_host_wildcard", DASHBOARD),
+    ("applications_host_wildcard", "needs a server of its own; src/server/tests/operation.rs holds it"),
     ("debug_health", DASHBOARD),
     ("derp_map_updates", "for clients older than the control socket"),
     ("derp_upgrade_fast_start", "has no HTTP answer; src/server/tests/sockets.rs holds it"),
-    ("error_400_users_first_password", PASSWORDS),
-    ("error_401_login_password", PASSWORDS),
+    ("error_400_users_first_password", "the first user is there before anybody asks"),
     ("error_403_deployment_config_member", DASHBOARD),
     ("error_403_health_member", DASHBOARD),
-    ("error_404_key_expire", "tokens are deleted, not expired"),
+    ("error_404_key_expire", "newer servers expire tokens, and so does ours; src/server/tests/keys.rs holds it"),
     ("error_404_pty_signed_token_agpl", "the route is for proxies, which are not there yet"),
-    ("error_409_build_conflict", "a build is done when it is made: none is in another's way"),
+    ("error_409_build_conflict", "needs a build that takes time; src/server/tests/builds.rs holds it"),
     ("experiments", DASHBOARD),
     ("latency_check", DASHBOARD),
-    ("login", PASSWORDS),
+    ("login", "its password is not in the vector; src/server/tests/keys.rs holds it"),
     ("port_share_list", DASHBOARD),
     ("regions", DASHBOARD),
     ("regions_wildcard", DASHBOARD),
     ("tailnet_upgrade", "for Coder Desktop, which needs a TUN device"),
-    ("users_authmethods", PASSWORDS),
     ("users_first_missing", "the server makes its first user itself"),
-    ("workspace_agent_connection_stun", "one server listens on one STUN address"),
+    ("workspace_agent_connection_stun", "needs a server of its own; src/server/relays.rs holds it"),
     ("workspace_agent_containers", CONTAINERS),
     ("workspace_agent_logs_of_script", SCRIPTS),
     ("workspace_agent_metadata_sse", SCRIPTS),
