@@ -19,6 +19,7 @@ mod ports;
 mod reports;
 mod run;
 mod scripts;
+mod secrets;
 mod services;
 mod speedtest;
 pub mod ssh;
