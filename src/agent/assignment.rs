@@ -7,6 +7,7 @@ use super::{
     health::App,
     metadata::Fact,
     scripts::Script,
+    secrets::SecretFile,
 };
 use crate::{
     driver::http::Token,
@@ -34,6 +35,7 @@ pub(crate) struct Assignment {
     pub(crate) scripts: Vec<Script>,
     pub(crate) facts: Vec<Fact>,
     pub(crate) apps: Vec<App>,
+    pub(crate) secrets: Vec<SecretFile>,
 }
 
 impl fmt::Debug for Assignment {
@@ -70,6 +72,10 @@ impl Assignment {
         let agent = Uuid::from_slice(&manifest.agent_id).ok().filter(|id| !id.is_nil());
         let relay_map = manifest.derp_map.as_ref().ok_or(AssignmentError::NoRelayMap)?;
         let description = api::describe(&manifest);
+        let (account, process) = (around.account, around.process);
+        let files = manifest.secrets.iter().filter(|s| !s.file_path.is_empty() && !s.file_path.contains('\0'));
+        let files =
+            files.map(|s| SecretFile { path: directory(&s.file_path, account, process), value: s.value.clone() }).collect();
         let profile = Profile {
             owner: manifest.owner_username,
             workspace: manifest.workspace_name,
@@ -97,6 +103,7 @@ impl Assignment {
             scripts: manifest.scripts.into_iter().map(Into::into).collect(),
             facts: manifest.metadata.into_iter().map(Into::into).collect(),
             apps: manifest.apps.into_iter().filter_map(App::new).collect(),
+            secrets: files,
         })
     }
 }
@@ -123,6 +130,7 @@ fn directory(text: &str, account: &Account, vars: &[(OsString, OsString)]) -> Pa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::coord::agent::WorkspaceSecret;
     use std::path::Path;
 
     fn account() -> Account {
@@ -172,6 +180,20 @@ mod tests {
         let environment_variables = bad.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         let assignment = parse(&Manifest { environment_variables, ..recorded() }).unwrap();
         assert_eq!(assignment.profile.variables.keys().collect::<Vec<_>>(), ["GOOD"]);
+    }
+
+    #[test]
+    fn a_secret_may_be_a_variable_a_file_or_both() {
+        let secret = |env_name: &str, file_path: &str| WorkspaceSecret {
+            env_name: env_name.into(),
+            file_path: file_path.into(),
+            value: b"v".to_vec(),
+        };
+        let secrets = vec![secret("A", ""), secret("", "~/.token"), secret("B", "/run/b")];
+        let assignment = parse(&Manifest { secrets, ..recorded() }).unwrap();
+        let names: Vec<_> = assignment.profile.secrets.iter().map(|(name, _)| name.as_str()).collect();
+        let paths: Vec<_> = assignment.secrets.iter().map(|s| s.path.to_str().unwrap()).collect();
+        assert_eq!((names, paths), (vec!["A", "B"], vec!["/home/dev/.token", "/run/b"]));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod pty;
 mod reports;
 mod run;
 mod scripts;
+mod secrets;
 mod services;
 mod speedtest;
 pub mod ssh;

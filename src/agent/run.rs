@@ -11,6 +11,7 @@ use super::{
     health, metadata,
     reports::Reports,
     scripts::{Folders, Outcome, Scripts, Stage},
+    secrets,
     services::Services,
     ssh, statistics,
 };
@@ -374,6 +375,7 @@ impl Agent {
         }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
+        secrets::write(&assignment.secrets);
         let startup = Startup {
             version: crate::VERSION.to_owned(),
             expanded_directory: assignment.profile.directory.to_string_lossy().into_owned(),
@@ -409,7 +411,7 @@ impl Agent {
     }
 
     async fn start(&self, control: &Control, assignment: Assignment) -> Result<Running, RoundError> {
-        let Assignment { agent, profile, relay_map, direct, force_websockets, manifest, scripts, facts: _, apps: _ } = assignment;
+        let Assignment { agent, profile, relay_map, direct, force_websockets, manifest, scripts, .. } = assignment;
         tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
         let config = net::Config {
             secret: self.secret.clone(),

@@ -470,16 +470,22 @@ mod tests {
         assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
     }
 
-    // Time stands still while a process runs, and jumps once there is nothing but time to wait for.
+    // Time jumps once there is nothing but time to wait for.
     #[tokio::test(start_paused = true)]
     async fn what_a_script_leaves_running_may_not_hold_its_output() {
-        let world = World::new(vec![script(1, "sleep 20 & echo done"), script(2, "sleep 20 >/dev/null 2>&1 & echo done")]);
+        let world = World::new(vec![script(1, "sleep 20 & echo done")]);
         assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
-        let (lines, mut timings) = world.told().await;
+        let (lines, timings) = world.told().await;
         assert!(lines.iter().any(|(text, _)| text.contains("script 1 has ended") && text.contains(">/dev/null")), "{lines:?}");
-        timings.sort_by_key(|t| t.script_id.clone());
-        let ended: Vec<_> = timings.iter().map(|t| (t.exit_code, t.status())).collect();
-        assert_eq!(ended, [(0, TimingStatus::PipesLeftOpen), (0, TimingStatus::Ok)]);
+        assert_eq!((timings[0].exit_code, timings[0].status()), (0, TimingStatus::PipesLeftOpen));
+    }
+
+    #[tokio::test]
+    async fn a_script_may_leave_something_running_that_holds_nothing_of_it() {
+        let world = World::new(vec![script(1, "sleep 20 >/dev/null 2>&1 & echo done")]);
+        let started = Instant::now();
+        assert_eq!(world.run(Stage::Start).await, Outcome::Done);
+        assert!(started.elapsed() < PIPES);
     }
 
     #[tokio::test]
