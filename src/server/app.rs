@@ -51,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) wildcard_host: String,
     /// How long keys live.
     pub(crate) sessions: SessionRules,
+    /// Whoever asks first makes the first user.
+    pub(crate) first_user_by_request: bool,
     /// Who is believed to ask for others.
     pub(crate) proxies: TrustedProxies,
     /// What starts and stops workspaces.
