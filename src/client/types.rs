@@ -57,8 +57,6 @@ pub struct Health {
 /// One build of a workspace.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Build {
-    /// Id
-    pub id: Uuid,
     /// When it was made, RFC 3339
     pub created_at: String,
     /// What it does
