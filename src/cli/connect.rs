@@ -108,7 +108,7 @@ impl Tunnel {
         })
         .context("cannot open the network of this process")?;
         let usage = usage.map(|usage| UsageReports::start(client.clone(), workspace.id, agent.id, usage));
-        let watch = watch.then(|| Watch::start(client.clone(), &workspace));
+        let watch = watch.then(|| Watch::start(client.clone(), workspace.id, agent.id));
         let [address, _] = agent_addresses(agent.id);
         let name = target.to_string();
         Ok(Self { tailnet, name, address, relays, direct, relayed_only, control, watch, _usage: usage })

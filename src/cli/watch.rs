@@ -22,7 +22,7 @@ const ASK: Duration = Duration::from_secs(2);
 pub(super) enum Fate {
     /// As it was, or on its way to something else.
     Same,
-    /// Started by a newer build.
+    /// Started by a newer build, with another agent.
     Rebuilt,
     /// Stopped.
     Stopped,
@@ -42,13 +42,14 @@ impl fmt::Display for Fate {
 }
 
 impl Fate {
-    /// What a workspace as the server shows it means for a connection that began with `build`.
-    fn of(workspace: &Workspace, build: Uuid) -> Self {
+    /// What a workspace as the server shows it means for a connection to `agent`.
+    fn of(workspace: &Workspace, agent: Uuid) -> Self {
         let now = &workspace.latest_build;
         match (now.transition, now.status.as_str()) {
             (_, "stopped") => Self::Stopped,
             (_, "deleted") => Self::Deleted,
-            (Transition::Start, _) if now.id != build => Self::Rebuilt,
+            // Our own server keeps its agents: there a second start changes nothing.
+            (Transition::Start, _) if workspace.agents().all(|a| a.id != agent) => Self::Rebuilt,
             // Stopping, deleting and what failed of it: the agent goes on until it is told to end.
             _ => Self::Same,
         }
@@ -69,14 +70,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches a workspace as of one of its builds.
-    pub(super) fn start(client: Client, workspace: &Workspace) -> Self {
-        Self::start_at(PACE, client, workspace)
+    /// Watches a workspace for a connection to one of its agents.
+    pub(super) fn start(client: Client, workspace: Uuid, agent: Uuid) -> Self {
+        Self::start_at(PACE, client, workspace, agent)
     }
 
-    fn start_at(pace: Pace, client: Client, workspace: &Workspace) -> Self {
+    fn start_at(pace: Pace, client: Client, workspace: Uuid, agent: Uuid) -> Self {
         let (sender, fate) = watch::channel(Fate::Same);
-        let look = Look { client, workspace: workspace.id, build: workspace.latest_build.id, pace };
+        let look = Look { client, workspace, agent, pace };
         let task = tokio::spawn(look.clone().run(sender));
         Self { fate, look, task }
     }
@@ -109,12 +110,12 @@ impl Drop for Watch {
     }
 }
 
-/// Which workspace, as of which build.
+/// Which workspace, and which agent is connected to.
 #[derive(Debug, Clone)]
 struct Look {
     client: Client,
     workspace: Uuid,
-    build: Uuid,
+    agent: Uuid,
     pace: Pace,
 }
 
@@ -153,7 +154,7 @@ impl Look {
             let mut events = self.client.watch_workspace(self.workspace).await?;
             while let Some(workspace) = events.next().await? {
                 *pause = self.pace.first;
-                let fate = Fate::of(&workspace, self.build);
+                let fate = Fate::of(&workspace, self.agent);
                 if fate != Fate::Same {
                     return Ok(fate);
                 }
@@ -169,7 +170,7 @@ impl Look {
 
     async fn ask(&self) -> Fate {
         match self.client.workspace_by_id(self.workspace).await {
-            Ok(workspace) => Fate::of(&workspace, self.build),
+            Ok(workspace) => Fate::of(&workspace, self.agent),
             Err(error) => Fate::of_refusal(&error),
         }
     }
@@ -190,13 +191,13 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
     const AT_ONCE: Pace = Pace { begin: Duration::ZERO, first: Duration::ZERO, last: Duration::ZERO };
 
-    fn view(transition: &str, status: &str, build: &str) -> Value {
+    fn view(transition: &str, status: &str, agent: &str) -> Value {
         let vector: Value =
             serde_json::from_str(include_str!("../../tests/vectors/http/workspace_by_owner_and_name.json")).unwrap();
         let mut view = vector["body"].clone();
         view["latest_build"]["transition"] = json!(transition);
         view["latest_build"]["status"] = json!(status);
-        view["latest_build"]["id"] = json!(build);
+        view["latest_build"]["resources"][0]["agents"][0]["id"] = json!(agent);
         view
     }
 
@@ -205,9 +206,10 @@ mod tests {
 
     #[test]
     fn only_what_has_happened_counts() {
-        for (transition, status, build, fate) in [
+        for (transition, status, agent, fate) in [
             ("start", "running", OLD, Fate::Same),
             ("start", "failed", OLD, Fate::Same),
+            ("start", "pending", OLD, Fate::Same),
             ("stop", "pending", NEW, Fate::Same),
             ("stop", "stopping", NEW, Fate::Same),
             ("stop", "failed", NEW, Fate::Same),
@@ -217,7 +219,7 @@ mod tests {
             ("delete", "deleting", NEW, Fate::Same),
             ("delete", "deleted", NEW, Fate::Deleted),
         ] {
-            let workspace = serde_json::from_value(view(transition, status, build)).unwrap();
+            let workspace = serde_json::from_value(view(transition, status, agent)).unwrap();
             assert_eq!(Fate::of(&workspace, OLD.parse().unwrap()), fate, "{transition} {status}");
         }
     }
@@ -259,7 +261,7 @@ mod tests {
             ("/watch ", EVENTS, event(&same) + &event(&view("stop", "stopped", NEW))),
         ])
         .await;
-        let watch = Watch::start_at(AT_ONCE, client, &serde_json::from_value(same).unwrap());
+        let watch = Watch::start_at(AT_ONCE, client, Uuid::nil(), OLD.parse().unwrap());
         assert_eq!(timeout(LIMIT, watch.changed()).await.unwrap(), Fate::Stopped);
         assert_eq!(watch.fate().await, Fate::Stopped);
     }
@@ -276,7 +278,7 @@ mod tests {
             (" /api/v2/workspaces/", "410 Gone", String::new()),
         ])
         .await;
-        let watch = Watch::start_at(AT_ONCE, client, &serde_json::from_value(same).unwrap());
+        let watch = Watch::start_at(AT_ONCE, client, Uuid::nil(), OLD.parse().unwrap());
         assert_eq!(timeout(LIMIT, watch.changed()).await.unwrap(), Fate::Deleted);
     }
 }
