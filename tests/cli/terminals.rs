@@ -45,8 +45,9 @@ fn a_shell_is_come_back_to_and_follows_the_size_of_whoever_sits_before_it() {
     // What was shown is shown again.
     second.wait_for("was42");
     second.resize(100, 30);
-    second.type_in("stty size; echo $kept-two\r");
-    second.wait_for("30 100");
+    // What is typed may overtake the news of the size.
+    second.type_in("until [ \"$(stty size)\" = \"30 100\" ]; do sleep 0.1; done; echo si''zed; echo $kept-two\r");
+    second.wait_for("sized");
     second.wait_for("one-two");
     let mut third = open();
     third.wait_for("one-two");

@@ -129,27 +129,11 @@ impl Api {
         let Ok(_place) = self.shared.places.try_acquire() else {
             return tracing::debug!(most = MAX_REQUESTS, "too many requests of the agent's API at a time");
         };
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(LIMIT).max_buf_size(MAX_HEAD).keep_alive(false);
-        let answer = service_fn(async |request| Ok::<_, Infallible>(self.answer(request).await.into_response()));
-        match timeout(3 * LIMIT, http.serve_connection(TokioIo::new(stream), answer)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a request of the agent's API broke off"),
-            Err(_) => tracing::debug!("a client of the agent's API did not take its answer"),
-        }
-    }
-
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let (head, body) = request.into_parts();
-        let answering = async {
-            let body = match read(body).await {
-                Ok(body) => body,
-                Err(refused) => return refused,
-            };
-            self.route(&head.method, head.uri.path(), &body).await
+        let route = |method: Method, path: String, body: Vec<u8>| {
+            let this = self.clone();
+            async move { this.route(&method, &path, &body).await }
         };
-        let late = |_| Answer::error(StatusCode::GATEWAY_TIMEOUT, format!("no answer within {} s", LIMIT.as_secs()));
-        timeout(LIMIT, answering).await.unwrap_or_else(late)
+        exchange(stream, route).await;
     }
 
     async fn route(&self, method: &Method, path: &str, body: &[u8]) -> Answer {
@@ -191,6 +175,32 @@ impl Api {
     }
 }
 
+/// Carries one request and its answer, each step of it for [`LIMIT`] at most.
+async fn exchange<F>(stream: impl AsyncRead + AsyncWrite + Unpin, route: impl Fn(Method, String, Vec<u8>) -> F)
+where
+    F: Future<Output = Answer>,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(LIMIT).max_buf_size(MAX_HEAD).keep_alive(false);
+    let route = &route;
+    let answer = service_fn(|request: Request<Incoming>| async move {
+        let (head, body) = request.into_parts();
+        let answering = async {
+            match read(body).await {
+                Ok(body) => route(head.method, head.uri.path().to_owned(), body).await,
+                Err(refused) => refused,
+            }
+        };
+        let late = |_| Answer::error(StatusCode::GATEWAY_TIMEOUT, format!("no answer within {} s", LIMIT.as_secs()));
+        Ok::<_, Infallible>(timeout(LIMIT, answering).await.unwrap_or_else(late).into_response())
+    });
+    match timeout(3 * LIMIT, http.serve_connection(TokioIo::new(stream), answer)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a request of the agent's API broke off"),
+        Err(_) => tracing::debug!("a client of the agent's API did not take its answer"),
+    }
+}
+
 /// A request's whole body.
 async fn read(mut body: Incoming) -> Result<Vec<u8>, Answer> {
     let mut bytes = Vec::new();
@@ -204,5 +214,63 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, Answer> {
             let why = format!("the body is longer than {MAX_BODY} bytes");
             return Err(Answer::error(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+        time::Instant,
+    };
+
+    /// Sends bytes and nothing more; what came back, and after how long the connection ended.
+    async fn say(bytes: &[u8], answer: &str, buffer: usize) -> (String, Duration) {
+        let (mut near, far) = duplex(buffer);
+        let begin = Instant::now();
+        let route = |_, path: String, _| async move {
+            if path == "/never" {
+                std::future::pending::<()>().await;
+            }
+            Answer::text(StatusCode::OK, answer)
+        };
+        let talking = async {
+            near.write_all(bytes).await.unwrap();
+            let mut all = String::new();
+            // Who has no room for the answer stops reading.
+            if answer.len() < buffer {
+                near.read_to_string(&mut all).await.unwrap();
+            }
+            all
+        };
+        let ((), all) = tokio::join!(exchange(far, route), talking);
+        (all, begin.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_step_of_a_request_has_twenty_seconds() {
+        let whole = say(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", "fine", 4096).await;
+        assert!(whole.0.starts_with("HTTP/1.1 200 OK") && whole.0.ends_with("fine") && whole.1 < LIMIT, "{whole:?}");
+        let (_, head) = say(b"GET /x HTTP/1.1\r\nHos", "fine", 4096).await;
+        assert_eq!(head.as_secs(), LIMIT.as_secs());
+        for request in ["POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\nab", "GET /never HTTP/1.1\r\n\r\n"] {
+            let (answer, after) = say(request.as_bytes(), "fine", 4096).await;
+            assert!(answer.starts_with("HTTP/1.1 504") && after.as_secs() == LIMIT.as_secs(), "{answer} after {after:?}");
+        }
+        let (_, unread) = say(b"GET /x HTTP/1.1\r\n\r\n", &"x".repeat(100_000), 4096).await;
+        assert_eq!(unread.as_secs(), 3 * LIMIT.as_secs());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_http_or_too_long_is_ended() {
+        let (answer, _) = say(b"hello\r\n\r\n", "fine", 4096).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(8 * MAX_HEAD));
+        let (answer, _) = say(long.as_bytes(), "fine", 1 << 20).await;
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let body = format!("POST /x HTTP/1.1\r\nContent-Length: 70000\r\n\r\n{}", "x".repeat(70_000));
+        let (answer, _) = say(body.as_bytes(), "fine", 1 << 20).await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     }
 }
