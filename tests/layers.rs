@@ -49,6 +49,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("quinn_udp", &["driver/sockets"]),
     ("reqwest", &["driver"]),
     ("rustls", &["driver", "server"]),
+    ("tokio_rustls", &["server"]),
+    ("argon2", &["server"]),
     ("tokio_websockets", &["driver"]),
     ("hyper", &["driver", "server"]),
     ("russh", &["agent/ssh", "cli/ssh"]),

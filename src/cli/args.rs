@@ -1,6 +1,6 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
+use super::{config_ssh::ConfigSsh, ignored::Ignored, life, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -45,7 +45,7 @@ fn token(text: &str) -> Result<Token, std::convert::Infallible> {
 }
 
 /// Reads a Go duration such as `1h2m3.5s` or `200ms`.
-fn go_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn go_duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 7] =
         [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     if text == "0" {
@@ -131,6 +131,17 @@ pub(super) enum Command {
     List(List),
     /// Make a workspace and print the line that starts its agent
     Create(Create),
+    /// Start a workspace
+    Start(life::Start),
+    /// Stop a workspace; sessions in it end
+    Stop(life::Change),
+    /// Stop a workspace and start it again
+    Restart(life::Change),
+    /// Bring a workspace to the newest version of its template
+    Update(life::Change),
+    /// Delete a workspace
+    #[command(alias = "rm")]
+    Delete(life::Change),
     /// Work with users
     Users(Users),
     /// Open a shell in a workspace or run a command there
@@ -149,7 +160,7 @@ pub(super) enum Command {
     /// Run the workspace agent
     Agent(Agent),
     /// Run the server: API, coordinator, relay and STUN on one port
-    Server(Server),
+    Server(Box<Server>),
     /// Try it all: a server and an agent in a temporary folder, and a shell through the tunnel
     Quickstart(Quickstart),
 }
@@ -195,6 +206,9 @@ pub(super) struct List {
 pub(super) struct Create {
     /// Name of the new workspace
     pub(super) name: String,
+    /// URL under which its agent reaches the server, if not the access URL
+    #[arg(long, value_name = "URL")]
+    pub(super) agent_url: Option<String>,
 }
 
 #[derive(Debug, Args)]

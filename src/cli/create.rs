@@ -11,13 +11,13 @@ use anyhow::anyhow;
 /// Makes a workspace and prints the line that starts its agent on another machine.
 pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<u8> {
     let deployment = Deployment::open(global).await?;
-    let made = deployment.client.create_workspace(&args.name).await.map_err(refused)?;
+    let made = deployment.client.create_workspace(&args.name, args.agent_url.as_deref()).await.map_err(refused)?;
     output::line(&format!(
         "Workspace {name} was made. Start its agent on the machine to reach; its token is shown only now:\n\n  \
          CODER_AGENT_URL={url} CODER_AGENT_TOKEN={token} coder agent\n\n\
          Then open a shell there with: coder ssh {name}",
         name = made.workspace.name,
-        url = deployment.url,
+        url = made.agent_url.as_deref().unwrap_or(&deployment.url),
         token = made.agent_token.expose(),
     ))?;
     Ok(0)

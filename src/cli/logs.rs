@@ -10,18 +10,23 @@ use tracing_subscriber::{
 
 /// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
 pub(super) fn start(level: LevelFilter) {
-    start_with(level, std::io::stderr);
+    begin(format!("tailnet={level}"), level, std::io::stderr);
+}
+
+/// The same, and the audit lines whatever the level.
+pub(super) fn start_with_audit(level: LevelFilter) {
+    begin(format!("tailnet={level},tailnet::audit=info"), level, std::io::stderr);
 }
 
 /// The same to a file.
 pub(super) fn start_in(file: File, level: LevelFilter) {
-    start_with(level, Mutex::new(file));
+    begin(format!("tailnet={level}"), level, Mutex::new(file));
 }
 
-fn start_with(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+fn begin(directives: String, level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.min(level).into())
-        .parse_lossy(format!("tailnet={level}"));
+        .parse_lossy(directives);
     // A second subscriber in one process is refused, and the first one goes on.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).event_format(Line).try_init();
 }

@@ -9,6 +9,7 @@ mod connect;
 mod create;
 mod deployment;
 mod ignored;
+mod life;
 mod list;
 mod login;
 mod logs;
@@ -18,6 +19,7 @@ mod ping;
 mod quickstart;
 mod ready;
 mod server;
+mod server_flags;
 mod speedtest;
 mod ssh;
 mod target;
@@ -62,6 +64,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Login(args) => on_one_thread(login::run(global, args)),
         Command::List(args) => on_one_thread(list::run(global, args)),
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
+        Command::Start(args) => on_one_thread(life::start(global, args)),
+        Command::Stop(args) => on_one_thread(life::stop(global, args)),
+        Command::Restart(args) => on_one_thread(life::restart(global, args)),
+        Command::Update(args) => on_one_thread(life::update(global, args)),
+        Command::Delete(args) => on_one_thread(life::delete(global, args)),
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     driver::{clock, process::EndSignals, terminal::Terminals},
     net::{PathState, PingKind},
-    server::{Config, Running, SshHosts, StunAddress},
+    server::{Config, Running},
 };
 use anyhow::{Context as _, bail};
 use std::{
@@ -30,15 +30,8 @@ pub(super) fn run(global: &Global, args: &Quickstart) -> anyhow::Result<u8> {
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
     let folder = tempfile::Builder::new().prefix("coder-quickstart-").tempdir().context("cannot make a temporary folder")?;
     let config = Config {
-        http_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        access_url: None,
-        data_dir: folder.path().join("data"),
-        stun: StunAddress::LikeHttp,
         dev: Some(server::own_binary()?),
-        block_direct: false,
-        force_websockets: false,
-        derp_config: None,
-        ssh_hosts: SshHosts::default(),
+        ..Config::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), folder.path().join("data"))
     };
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;

@@ -63,7 +63,7 @@ pub(super) async fn agent(client: &Client, target: &Target, readiness: Readiness
     Ok((workspace, agent))
 }
 
-async fn find(client: &Client, target: &Target) -> anyhow::Result<Workspace> {
+pub(super) async fn find(client: &Client, target: &Target) -> anyhow::Result<Workspace> {
     client.workspace(&target.owner, &target.workspace).await.map_err(|e| match e.status() {
         Some(400 | 404) => {
             anyhow!("there is no workspace {:?} of {:?} that you may see: {e}", target.workspace, target.owner)

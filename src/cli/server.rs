@@ -6,6 +6,7 @@ use super::{
     config_ssh::split_option,
     logs,
     output::{self, quote},
+    server_flags::{OperationFlags, RelayFlags, SessionFlags, TlsFlags, address},
 };
 use crate::{
     driver::{
@@ -43,9 +44,6 @@ pub(super) struct Server {
     #[arg(long, env = "CODER_DERP_FORCE_WEBSOCKETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) derp_force_websockets: bool,
-    /// File with more relays, a relay map in JSON; SIGUSR1 makes the server read it again
-    #[arg(long, env = "CODER_DERP_CONFIG_PATH", value_name = "FILE")]
-    pub(super) derp_config_path: Option<PathBuf>,
     /// Prefix of the workspaces' names for OpenSSH
     #[arg(long, env = "CODER_SSH_HOSTNAME_PREFIX", default_value = "coder.", value_name = "PREFIX", value_parser = part_of_host)]
     pub(super) ssh_hostname_prefix: String,
@@ -58,16 +56,14 @@ pub(super) struct Server {
     /// On loopback, with a workspace named dev whose agent runs beside the server
     #[arg(long)]
     pub(super) dev: bool,
-}
-
-/// Reads an address to listen on: `IP:PORT`, `localhost:PORT`, or `:PORT` for all addresses of this machine.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let whole = match text.rsplit_once(':') {
-        Some(("", port)) => format!("0.0.0.0:{port}"),
-        Some(("localhost", port)) => format!("127.0.0.1:{port}"),
-        _ => text.to_owned(),
-    };
-    whole.parse().map_err(|_| "must be an address and a port, such as 127.0.0.1:3000".to_owned())
+    #[command(flatten)]
+    tls: TlsFlags,
+    #[command(flatten)]
+    relays: RelayFlags,
+    #[command(flatten)]
+    sessions: SessionFlags,
+    #[command(flatten)]
+    operation: OperationFlags,
 }
 
 fn ssh_option(text: &str) -> Result<(String, String), String> {
@@ -78,30 +74,43 @@ fn ssh_option(text: &str) -> Result<(String, String), String> {
 pub(super) const DEV_WORKSPACE: &str = "dev";
 
 pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
-    logs::start(logs::level(global.verbose, LevelFilter::WARN));
+    logs::start_with_audit(logs::level(global.verbose, LevelFilter::WARN));
     if args.dev && !args.http_address.ip().is_loopback() {
         bail!("--dev gives a shell on this machine and listens on loopback only, not on {}", args.http_address);
     }
+    let hooks = args.operation.hooks();
+    if args.dev && hooks.start.is_some() {
+        bail!("--dev runs the agent of its workspace itself: leave --workspace-start-command out");
+    }
     let config = server::Config {
-        http_address: args.http_address,
         access_url: args.access_url.clone(),
-        data_dir: data_dir(args)?,
+        tls: args.tls.config()?,
+        redirect: args.tls.redirect(),
+        transport_security: args.tls.transport_security()?,
         stun: args.stun_address.map_or(StunAddress::LikeHttp, StunAddress::At),
         dev: if args.dev { Some(own_binary()?) } else { None },
         block_direct: args.block_direct_connections,
         force_websockets: args.derp_force_websockets,
-        derp_config: args.derp_config_path.clone(),
+        browser_only: args.sessions.browser_only,
+        relays: args.relays.config()?,
         ssh_hosts: SshHosts {
             prefix: args.ssh_hostname_prefix.clone(),
             suffix: args.workspace_hostname_suffix.clone(),
             options: args.ssh_config_options.iter().cloned().collect(),
         },
+        wildcard_host: args.operation.wildcard_access_url.clone(),
+        sessions: args.sessions.rules(),
+        rate_limits: args.sessions.limits(),
+        proxies: args.sessions.proxies(),
+        metrics: args.operation.metrics(),
+        hooks,
+        ..server::Config::new(args.http_address, data_dir(args)?)
     };
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let reloads = ReloadSignal::open().context("cannot handle signals")?;
-        let has_file = config.derp_config.is_some();
+        let read_again = Again { relays: config.relays.source.is_some(), certificates: config.tls.is_some() };
         let running = server::serve(config).await?;
         if args.http_address.ip().is_unspecified() && args.access_url.is_none() {
             output::note(
@@ -112,7 +121,7 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         if greeting.is_ok() {
             tokio::select! {
                 _ = signals.next() => {}
-                () = reload_when_told(&running, reloads, has_file) => {}
+                () = reload_when_told(&running, reloads, read_again) => {}
             }
         }
         tokio::select! {
@@ -124,14 +133,33 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     })
 }
 
-/// Reads the relay map's file again whenever the process is told to; never ends.
-async fn reload_when_told(running: &Running, mut reloads: ReloadSignal, has_file: bool) {
+/// What a server has that can be read again.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    relays: bool,
+    certificates: bool,
+}
+
+/// Reads relay map and certificates again whenever the process is told to; never ends.
+async fn reload_when_told(running: &Running, mut reloads: ReloadSignal, again: Again) {
     loop {
         reloads.next().await;
-        match running.reload_relays().await {
-            Ok(()) if !has_file => output::note("There is no file of relays to read again: name one with --derp-config-path."),
-            Ok(()) => output::note("The relay map was read again."),
-            Err(error) => output::note(&format!("The relay map stays what it was: {error}")),
+        if again.relays {
+            match running.reload_relays().await {
+                Ok(()) => output::note("The relay map was read again."),
+                Err(error) => output::note(&format!("The relay map stays what it was: {error}")),
+            }
+        }
+        if again.certificates {
+            match running.reload_certificates() {
+                Ok(()) => output::note("The certificates were read again."),
+                Err(error) => output::note(&format!("The certificates stay what they were: {error}")),
+            }
+        }
+        if !again.relays && !again.certificates {
+            output::note(
+                "There is nothing to read again: relays come with --derp-config-path or --derp-config-url, certificates with --tls-cert-file.",
+            );
         }
     }
 }
@@ -172,19 +200,4 @@ fn data_dir(args: &Server) -> anyhow::Result<PathBuf> {
     }
     let strategy = etcetera::choose_base_strategy().context("no home folder is known: set HOME or pass --data-dir")?;
     Ok(strategy.data_dir().join(if args.dev { "coder-dev" } else { "coder-server" }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_may_leave_its_host_out() {
-        for (text, whole) in [(":80", "0.0.0.0:80"), ("localhost:80", "127.0.0.1:80"), ("[::1]:80", "[::1]:80")] {
-            assert_eq!(address(text).unwrap().to_string(), whole);
-        }
-        for bad in ["", "80", "host:80", ":x"] {
-            assert!(address(bad).is_err(), "{bad}");
-        }
-    }
 }

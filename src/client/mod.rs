@@ -2,15 +2,18 @@
 
 mod types;
 
-use crate::driver::http::{Http, HttpError, Method, Token};
+use crate::driver::{
+    http::{Http, HttpError, Io, Method, Token},
+    websocket::WebSocket,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
 pub use types::{
-    Agent, AgentStatus, Build, Connection, Lifecycle, NewUser, NewWorkspace, Resource, Script, SshConfig, Transition, User,
-    Workspace,
+    Agent, AgentStatus, Build, BuildLine, Connection, Job, Lifecycle, NewUser, NewWorkspace, Resource, Script, SshConfig,
+    Transition, User, Workspace,
 };
 
 /// The REST interface of one server as one user sees it.
@@ -125,8 +128,57 @@ impl Client {
     ///
     /// # Errors
     /// Status 409 when the name is taken, 400 when it is no name.
-    pub async fn create_workspace(&self, name: &str) -> Result<NewWorkspace, HttpError> {
-        self.http.post_json("/api/v2/users/me/workspaces", &json!({ "name": name })).await
+    pub async fn create_workspace(&self, name: &str, agent_url: Option<&str>) -> Result<NewWorkspace, HttpError> {
+        let body = json!({ "name": name, "agent_url": agent_url.unwrap_or_default() });
+        self.http.post_json("/api/v2/users/me/workspaces", &body).await
+    }
+
+    /// Makes a build of a workspace. `version` chooses a version of its template.
+    ///
+    /// # Errors
+    /// Status 409 when a build is under way already.
+    pub async fn build_workspace(
+        &self,
+        id: Uuid,
+        transition: Transition,
+        reason: &str,
+        version: Option<Uuid>,
+    ) -> Result<Build, HttpError> {
+        let mut body = json!({ "transition": transition.as_str(), "reason": reason });
+        if let (Some(version), Some(body)) = (version, body.as_object_mut()) {
+            body.insert("template_version_id".to_owned(), json!(version));
+        }
+        // Only a start has a reason.
+        if transition != Transition::Start
+            && let Some(body) = body.as_object_mut()
+        {
+            body.remove("reason");
+        }
+        self.http.post_json(&format!("/api/v2/workspaces/{id}/builds"), &body).await
+    }
+
+    /// A build by id.
+    ///
+    /// # Errors
+    /// Status 404 when there is none that the user may see.
+    pub async fn build(&self, id: Uuid) -> Result<Build, HttpError> {
+        self.http.get_json(&format!("/api/v2/workspacebuilds/{id}")).await
+    }
+
+    /// The log of a build after line `after`.
+    ///
+    /// # Errors
+    /// Status 404 when there is no such build that the user may see.
+    pub async fn build_lines(&self, id: Uuid, after: i64) -> Result<Vec<BuildLine>, HttpError> {
+        self.http.get_json(&format!("/api/v2/workspacebuilds/{id}/logs?after={after}")).await
+    }
+
+    /// The log of a build after line `after` as it grows: a [`BuildLine`] in JSON a message, closed at the build's end.
+    ///
+    /// # Errors
+    /// When the server refuses or cannot be reached.
+    pub async fn follow_build(&self, id: Uuid, after: i64) -> Result<WebSocket<Box<dyn Io>>, HttpError> {
+        self.http.websocket(&format!("/api/v2/workspacebuilds/{id}/logs?follow&after={after}"), None).await
     }
 
     /// Makes a user.

@@ -57,6 +57,11 @@ pub struct Health {
 /// One build of a workspace.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Build {
+    /// Id
+    pub id: Uuid,
+    /// How far it is
+    #[serde(default)]
+    pub job: Job,
     /// When it was made, RFC 3339
     pub created_at: String,
     /// What it does
@@ -69,6 +74,41 @@ pub struct Build {
     /// What it made
     #[serde(default, deserialize_with = "null_as_default")]
     pub resources: Vec<Resource>,
+}
+
+/// How far a build is.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Job {
+    /// `pending`, `running`, `succeeded`, `failed` …
+    #[serde(default)]
+    pub status: String,
+    /// Why it failed
+    #[serde(default)]
+    pub error: String,
+    /// When it ended, RFC 3339
+    #[serde(default)]
+    pub completed_at: Option<String>,
+}
+
+impl Job {
+    /// Whether it has ended, well or not.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.completed_at.is_some()
+    }
+}
+
+/// A line of a build's log.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BuildLine {
+    /// Rising
+    pub id: i64,
+    /// What the build is doing
+    #[serde(default)]
+    pub stage: String,
+    /// The text; empty for the beginning of a stage
+    #[serde(default)]
+    pub output: String,
 }
 
 /// What a build does.
@@ -84,6 +124,19 @@ pub enum Transition {
     /// Something newer than we are
     #[serde(other)]
     Unknown,
+}
+
+impl Transition {
+    /// The API's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A resource of a build.
@@ -198,6 +251,9 @@ pub struct NewWorkspace {
     /// The workspace
     #[serde(flatten)]
     pub workspace: Workspace,
+    /// Where its agent reaches the server, if not at the access URL
+    #[serde(default)]
+    pub agent_url: Option<String>,
     /// Its agent's token, shown this once
     #[serde(deserialize_with = "token")]
     pub agent_token: Token,

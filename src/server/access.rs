@@ -7,6 +7,11 @@
 use super::{
     answer::ApiError,
     app::App,
+    audit,
+    limits::{Class, Counted, Told},
+    origin::Origin,
+    routes::Route,
+    scopes::Action,
     store::{Agent, Key, Presented, User, Workspace},
     time::Stamp,
     token::{AgentToken, SessionToken},
@@ -17,21 +22,25 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use url::form_urlencoded;
 use uuid::Uuid;
 
 const TOKEN_NAME: &str = "coder_session_token";
 const TOKEN_HEADER: &str = "coder-session-token";
+/// The first user may ask not to be counted.
+const BYPASS_HEADER: &str = "x-coder-bypass-ratelimit";
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Everybody: what a client must reach before it can have a token, and the relay.
     Public,
-    /// A user with a valid token, for what is theirs.
+    /// A user with a token that can do everything, for what is theirs.
     User,
-    /// The first user alone.
+    /// A user with a token that can do all of these, for what is theirs.
+    Scoped(&'static [Action]),
+    /// The first user alone, with a token that can do everything.
     FirstUser,
     /// An agent with the token of a started workspace.
     Agent,
@@ -51,25 +60,86 @@ pub(crate) struct Machine {
     pub(crate) workspace: Arc<Workspace>,
 }
 
-/// Lets a request through to its handler, or answers it here.
-pub(crate) async fn admit(State((app, access)): State<(App, Access)>, request: Request, next: Next) -> Response {
+impl Me {
+    /// Refuses what the key's scopes do not grant.
+    pub(crate) fn may(&self, action: Action) -> Result<(), ApiError> {
+        if self.key.scopes.grants(action) {
+            return Ok(());
+        }
+        Err(ApiError::new(StatusCode::FORBIDDEN, "Forbidden.").with_detail(format!("This token lacks the scope {action}.")))
+    }
+
+    /// The first user with a token that can do everything.
+    fn is_owner(&self) -> bool {
+        self.user.is_first && self.key.scopes.is_all()
+    }
+}
+
+/// Lets a request through to its handler, or answers it here. Each is counted; those that matter are noted.
+pub(crate) async fn admit(State((app, route)): State<(App, &'static Route)>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match identify(&app, access, &mut parts).await {
+    let ip = parts.extensions.get::<Origin>().map(|origin| origin.ip);
+    let known = identify(&app, route.access, &mut parts).await;
+    let call = audit::is_noted(route).then(|| audit::Call::of(&parts, ip));
+    let limited = limited(&app, route, &parts, ip);
+    let (told, refusal) = match limited {
+        Ok(told) => (told, told.and_then(|told| told.refusal())),
+        Err(error) => (None, Some(error)),
+    };
+    let mut response = match refusal.map_or(known, Err) {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(error) => error.into_response(),
+    };
+    if let Some(told) = told {
+        told.tell(Stamp::now(), response.headers_mut());
     }
+    app.requests().count(&route.method, route.path, response.status());
+    if let Some(call) = call {
+        call.note(route, response.status(), response.extensions().get(), response.extensions().get());
+    }
+    response
+}
+
+/// Counts a request, if its route has a limit.
+fn limited(app: &App, route: &Route, parts: &Parts, ip: Option<IpAddr>) -> Result<Option<Told>, ApiError> {
+    if !route.path.starts_with("/api/") {
+        return Ok(None);
+    }
+    let me = parts.extensions.get::<Me>();
+    if parts.headers.get(BYPASS_HEADER).is_some_and(|v| v == "true") {
+        if me.is_some_and(Me::is_owner) {
+            return Ok(None);
+        }
+        let text = "Only the first user may ask for no rate limit: leave the header X-Coder-Bypass-Ratelimit out.";
+        return Err(ApiError::new(StatusCode::PRECONDITION_REQUIRED, text));
+    }
+    let agent = parts.extensions.get::<Machine>().map(|machine| machine.agent.id);
+    let who = match (me.map(|me| me.user.id).or(agent), ip) {
+        (Some(id), _) => Counted::Known(id),
+        (None, Some(ip)) => Counted::source(ip),
+        (None, None) => Counted::Others,
+    };
+    let class = if route.tries_passwords() { Class::Login } else { Class::Api };
+    Ok(app.limits().count(Stamp::now(), who, route.path, class))
 }
 
 /// Notes in a request who calls.
 async fn identify(app: &App, access: Access, parts: &mut Parts) -> Result<(), ApiError> {
     match access {
         Access::Public => {}
-        Access::User | Access::FirstUser => {
+        Access::User | Access::FirstUser | Access::Scoped(_) => {
             let me = user(app, parts).await?;
-            if access == Access::FirstUser && !me.user.is_first {
-                return Err(ApiError::forbidden());
+            // Whoever is refused below is counted and noted as this user.
+            parts.extensions.insert(me.clone());
+            match access {
+                Access::Scoped(actions) => actions.iter().try_for_each(|action| me.may(*action))?,
+                _ if !me.key.scopes.is_all() => {
+                    let detail = "This token has only some scopes; the call needs one that can do everything.";
+                    return Err(ApiError::new(StatusCode::FORBIDDEN, "Forbidden.").with_detail(detail));
+                }
+                Access::FirstUser if !me.user.is_first => return Err(ApiError::forbidden()),
+                _ => {}
             }
-            parts.extensions.insert(me);
         }
         Access::Agent => {
             let machine = machine(app, parts).await?;

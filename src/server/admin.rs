@@ -40,7 +40,7 @@ pub(super) async fn ensure_token(store: &Store, user: &User, path: &Path) -> Res
     {
         return Ok(keep_private(path));
     }
-    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: LIFE };
+    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: LIFE, scopes: None, by_password: false };
     let token = store.insert_key(Stamp::now(), key).await?;
     Ok(write(path, &token))
 }

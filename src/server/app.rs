@@ -2,25 +2,65 @@
 
 use super::token::{NoRandomness, seed};
 use super::{
-    coordination::Coordination, listen, live::Agents, places::Places, relays::Relays, resume::ResumeTokens, ssh_hosts::SshHosts,
-    store::Store,
+    builds::Hooks,
+    config::{Redirect, SessionRules},
+    coordination::Coordination,
+    limits::Limits,
+    listen,
+    live::Agents,
+    metrics::Requests,
+    origin::TrustedProxies,
+    places::Places,
+    relays::{Relays, seen_from},
+    resume::ResumeTokens,
+    ssh_hosts::SshHosts,
+    store::{Store, Workspace},
 };
 use crate::{
     base::{NodeSecret, RegionId, Rng},
     driver::relay::RelayServer,
     wire::derp::RelayMap,
 };
+use axum::http::HeaderValue;
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
 use uuid::Uuid;
 
 /// Changes that a slow watcher may lag behind before it just looks anew.
 const CHANGES: usize = 64;
 
+/// What does not change while the server runs.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Where users reach the server; no slash at the end.
+    pub(crate) access_url: String,
+    /// Host and port of the access URL, as a browser writes them.
+    pub(crate) authority: String,
+    /// What users' SSH configurations shall hold.
+    pub(crate) ssh_hosts: SshHosts,
+    /// Which requests are sent to the access URL.
+    pub(crate) redirect: Redirect,
+    /// The value of `Strict-Transport-Security`.
+    pub(crate) transport_security: Option<HeaderValue>,
+    /// Only browsers may connect to workspaces.
+    pub(crate) browser_only: bool,
+    /// The host of workspace applications, with the access URL's port.
+    pub(crate) wildcard_host: String,
+    /// How long keys live.
+    pub(crate) sessions: SessionRules,
+    /// Who is believed to ask for others.
+    pub(crate) proxies: TrustedProxies,
+    /// What starts and stops workspaces.
+    pub(crate) hooks: Hooks,
+}
+
 /// How nodes shall find each other.
 #[derive(Debug)]
 pub(crate) struct Network {
+    /// This server is a relay.
+    pub(crate) embedded: bool,
     /// The relays and STUN servers.
     pub(super) relays: Relays,
     /// Nodes shall announce no endpoints.
@@ -46,9 +86,9 @@ pub(crate) struct App(Arc<Inner>);
 struct Inner {
     store: Store,
     network: Network,
-    ssh_hosts: SshHosts,
-    access_url: String,
-    authority: String,
+    settings: Settings,
+    limits: Limits,
+    requests: Requests,
     agents: Agents,
     coordination: Coordination,
     relay: RelayServer,
@@ -60,25 +100,19 @@ struct Inner {
 }
 
 impl App {
-    /// The state of a server that users reach at `access_url`, whose host and port are `authority`.
+    /// The state of a server.
     ///
     /// # Errors
     /// When the system gives no randomness.
-    pub(crate) fn new(
-        store: Store,
-        network: Network,
-        ssh_hosts: SshHosts,
-        access_url: String,
-        authority: String,
-    ) -> Result<Self, NoRandomness> {
+    pub(crate) fn new(store: Store, network: Network, settings: Settings, limits: Limits) -> Result<Self, NoRandomness> {
         let mut rng = Rng::from_seed(seed()?);
         let (changes, _) = broadcast::channel(CHANGES);
         Ok(Self(Arc::new(Inner {
             store,
             network,
-            ssh_hosts,
-            access_url,
-            authority,
+            settings,
+            limits,
+            requests: Requests::default(),
             agents: Agents::default(),
             coordination: Coordination::default(),
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
@@ -100,9 +134,24 @@ impl App {
         &self.0.network
     }
 
+    /// What does not change while the server runs.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// How many requests are answered.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// The requests that were answered.
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.0.requests
+    }
+
     /// What users' SSH configurations shall hold.
     pub(crate) fn ssh_hosts(&self) -> &SshHosts {
-        &self.0.ssh_hosts
+        &self.0.settings.ssh_hosts
     }
 
     /// The relay map as users get it.
@@ -110,14 +159,27 @@ impl App {
         self.0.network.relays.now()
     }
 
+    /// The relay map `map` as the agent of `workspace` gets it: an agent may reach the server by a URL of its own.
+    pub(crate) fn map_for(&self, workspace: &Workspace, map: Arc<RelayMap>) -> Arc<RelayMap> {
+        match Url::parse(&workspace.agent_url) {
+            Ok(url) => Arc::new(seen_from(&map, &url)),
+            Err(_) => map,
+        }
+    }
+
     /// Where users reach the server; no slash at the end.
     pub(crate) fn access_url(&self) -> &str {
-        &self.0.access_url
+        &self.0.settings.access_url
+    }
+
+    /// Whether users reach the server by https.
+    pub(crate) fn is_https(&self) -> bool {
+        self.0.settings.access_url.starts_with("https://")
     }
 
     /// Host and port of the access URL, as a browser writes them.
     pub(crate) fn authority(&self) -> &str {
-        &self.0.authority
+        &self.0.settings.authority
     }
 
     /// The agents that are connected now.

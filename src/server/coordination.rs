@@ -58,6 +58,11 @@ impl Coordination {
         self.with(|shared| shared.coordinator.poll(conn))
     }
 
+    /// How many Coordinate calls are open: one for each peer that is connected.
+    pub(crate) fn peers(&self) -> usize {
+        self.with(|shared| shared.wakers.len())
+    }
+
     /// A call ended.
     pub(crate) fn lost(&self, conn: ConnId) {
         self.with(|shared| {

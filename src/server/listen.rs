@@ -1,23 +1,27 @@
-//! The TCP side: accepting connections, and HTTP/1.1 on each.
+//! The TCP side: accepting connections, plain or with TLS, and HTTP/1.1 on each.
 //!
 //! Bounds: connections at once, and of one source ([`super::places`]); time for a request's head, the head's size. A peer that
 //! takes nothing of what we write is dropped by the kernel after [`STUCK`].
 
 use super::{
     app::App,
+    origin::Origin,
     places::{Place, Places},
     relay, routes,
+    tls::Tls,
 };
 use axum::Router;
 use bytes::{Buf as _, Bytes};
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use std::{
     io,
+    net::IpAddr,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -97,8 +101,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
     }
 }
 
+/// The routes, which see of each request where it came from.
+#[derive(Debug, Clone)]
+struct FromOrigin {
+    routes: TowerToHyperService<Router>,
+    app: App,
+    /// The other end of the connection.
+    peer: IpAddr,
+    secure: bool,
+}
+
+impl Service<Request<Incoming>> for FromOrigin {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let ip = self.app.settings().proxies.behind(self.peer, request.headers());
+        request.extensions_mut().insert(Origin { ip, secure: self.secure });
+        self.routes.call(request)
+    }
+}
+
 /// Accepts connections until the server stops.
-pub(crate) async fn accept(app: App, listener: TcpListener) {
+pub(crate) async fn accept(app: App, listener: TcpListener, tls: Option<Arc<Tls>>) {
     let router = routes::router(&app);
     let stopping = app.stopping().clone();
     let mut crowded = false;
@@ -124,7 +150,9 @@ pub(crate) async fn accept(app: App, listener: TcpListener) {
             tracing::debug!(%from, "a source holds as many connections as one may");
             continue;
         };
-        let connection = serve(app.clone(), router.clone(), stream, place);
+        let (peer, secure) = (from.ip().to_canonical(), tls.is_some());
+        let service = FromOrigin { routes: TowerToHyperService::new(router.clone()), app: app.clone(), peer, secure };
+        let connection = open(app.clone(), service, stream, place, tls.clone());
         app.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended");
@@ -156,12 +184,33 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve(app: App, router: Router, mut stream: TcpStream, place: Place) -> io::Result<()> {
+async fn open(app: App, service: FromOrigin, stream: TcpStream, place: Place, tls: Option<Arc<Tls>>) -> io::Result<()> {
     tune(&stream)?;
+    match tls {
+        None => serve(app, service, stream, place).await,
+        Some(tls) => {
+            let stream = tokio::select! {
+                stream = tls.accept(stream) => stream?,
+                () = app.stopping().cancelled() => return Ok(()),
+            };
+            serve(app, service, stream, place).await
+        }
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    app: App,
+    service: FromOrigin,
+    mut stream: S,
+    place: Place,
+) -> io::Result<()> {
     let opening = timeout(HEAD_TIME, relay::opening(&mut stream));
     let stream = match opening.await.map_err(|_| io::ErrorKind::TimedOut)?? {
         relay::Opening::FastStart(rest) => {
             // There is no HTTP answer to say it with.
+            if !app.network().embedded {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             let Some(_place) = app.places().at_relay() else { return Err(io::ErrorKind::ConnectionRefused.into()) };
             return relay::serve(&app, Box::new(Prefixed::new(rest, stream, place))).await;
         }
@@ -169,7 +218,6 @@ async fn serve(app: App, router: Router, mut stream: TcpStream, place: Place) ->
     };
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
-    let service = TowerToHyperService::new(router);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = pin!(connection);
     let done = tokio::select! {

@@ -61,6 +61,11 @@ impl Agents {
         current
     }
 
+    /// How many are connected.
+    pub(crate) fn count(&self) -> usize {
+        self.table().live.len()
+    }
+
     /// Ends the connection of an agent, if it has one.
     pub(crate) fn dismiss(&self, agent: Uuid) {
         if let Some(live) = self.table().live.get(&agent) {

@@ -12,36 +12,49 @@
 //! Secrets: the store holds hashes only, the first user's token lies in a file of mode 0600 in the data folder, and no
 //! token reaches a log or `Debug`.
 //!
-//! Not here: TLS (a proxy in front ends it), passwords, templates, several replicas, web pages.
+//! Not here: templates, several replicas, web pages.
 
 mod access;
 mod admin;
 mod answer;
 mod api;
 mod app;
+mod audit;
+mod builds;
+mod config;
 mod coordination;
 mod dev;
+mod limits;
 mod listen;
 mod live;
+mod metrics;
+mod origin;
+mod password;
 mod places;
 mod relay;
 mod relays;
 mod resume;
 mod routes;
+mod scopes;
 mod sockets;
 mod ssh_hosts;
 mod start;
 mod store;
 mod stun;
 mod time;
+mod tls;
 mod token;
 mod upgrade;
 
 #[cfg(test)]
 mod tests;
 
-pub use relays::RelayFileError;
+pub use builds::Hooks;
+pub use config::{Config, RateLimits, Redirect, SessionRules, StunAddress};
+pub use origin::{ParseSubnetError, Subnet, TrustedProxies};
+pub use relays::{RelayConfig, RelayMapError, RelaySource};
 pub use ssh_hosts::SshHosts;
-pub use start::{Config, Running, StartError, StunAddress, serve};
+pub use start::{Running, StartError, serve};
 pub use store::OpenError;
+pub use tls::{ClientAuth, TlsConfig, TlsError, TlsVersion};
 pub use token::NoRandomness;

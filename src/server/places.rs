@@ -96,7 +96,7 @@ pub(crate) struct RelayPlace {
 }
 
 /// Who stands behind an address: an IPv6 subscriber has a whole /64.
-fn source(address: IpAddr) -> IpAddr {
+pub(super) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
         ip @ IpAddr::V4(_) => ip,

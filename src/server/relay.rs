@@ -47,6 +47,9 @@ pub(crate) async fn open(State(app): State<App>, mut request: Request) -> Respon
     if wanted != "websocket" && wanted != "derp" {
         return text(StatusCode::UPGRADE_REQUIRED, "DERP requires connection upgrade\n");
     }
+    if !app.network().embedded {
+        return off();
+    }
     let Some(place) = app.places().at_relay() else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "The relay has as many clients as it takes; try again later.\n");
     };
@@ -94,8 +97,13 @@ fn open_bare(app: &App, request: &mut Request, place: RelayPlace) -> Response {
 }
 
 /// `GET /derp/latency-check`: the answer's coming is the answer.
-pub(crate) async fn latency_check() -> StatusCode {
-    StatusCode::OK
+pub(crate) async fn latency_check(State(app): State<App>) -> Response {
+    if app.network().embedded { StatusCode::OK.into_response() } else { off() }
+}
+
+/// The answer of a server that is no relay.
+fn off() -> Response {
+    text(StatusCode::NOT_FOUND, "This server is no relay.\n")
 }
 
 /// `HEAD` where only `GET` is meant.

@@ -2,19 +2,25 @@
 
 use super::{
     access::{self, Access},
-    api::{agents, builds, info, keys, users, watch, workspaces},
+    api::{agents, builds, info, keys, login, users, watch, workspaces},
     app::App,
-    relay, sockets,
+    config::Redirect,
+    origin::Origin,
+    relay,
+    scopes::Action,
+    sockets,
 };
 use axum::{
     Router,
-    http::{HeaderValue, Method, header},
-    middleware::{from_fn_with_state, map_response},
-    response::Response,
+    extract::{Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
 
 /// One route.
+#[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) method: Method,
     /// Segments in braces are parameters.
@@ -30,8 +36,16 @@ const fn route(method: Method, path: &'static str, access: Access, to: fn(Method
 const GET: Method = Method::GET;
 const HEAD: Method = Method::HEAD;
 const POST: Method = Method::POST;
+const PUT: Method = Method::PUT;
 const DELETE: Method = Method::DELETE;
-use Access::{Agent, FirstUser, Public, User};
+use Access::{Agent, FirstUser, Public, Scoped, User};
+
+/// Any login, whatever its scopes.
+const LOGIN: Access = Scoped(&[]);
+const READ_USER: Access = Scoped(&[Action("user", "read_personal")]);
+const READ_KEYS: Access = Scoped(&[Action("api_key", "read")]);
+const READ: Access = Scoped(&[Action("workspace", "read")]);
+const CONNECT: Access = Scoped(&[Action("workspace", "read"), Action("workspace", "ssh")]);
 
 /// Every route of the server.
 #[rustfmt::skip]
@@ -43,57 +57,99 @@ pub(crate) const ROUTES: &[Route] = &[
     route(GET, "/api/v2/buildinfo", Public, |m| on(m, info::buildinfo)),
     route(GET, "/api/v2/users/first", Public, |m| on(m, users::first)),
     route(POST, "/api/v2/users/first", Public, |m| on(m, users::create_first)),
+    route(GET, "/api/v2/users/authmethods", Public, |m| on(m, login::methods)),
+    route(POST, "/api/v2/users/login", Public, |m| on(m, login::login)),
 
+    route(GET, "/api/v2/users", FirstUser, |m| on(m, users::list)),
     route(POST, "/api/v2/users", FirstUser, |m| on(m, users::create)),
-    route(POST, "/api/v2/users/logout", User, |m| on(m, keys::logout)),
-    route(GET, "/api/v2/users/{user}", User, |m| on(m, users::get)),
-    route(GET, "/api/v2/users/{user}/organizations", User, |m| on(m, users::organizations)),
+    route(POST, "/api/v2/users/logout", LOGIN, |m| on(m, keys::logout)),
+    route(GET, "/api/v2/users/{user}", READ_USER, |m| on(m, users::get)),
+    route(GET, "/api/v2/users/{user}/organizations", READ_USER, |m| on(m, users::organizations)),
+    route(PUT, "/api/v2/users/{user}/password", User, |m| on(m, login::set_password)),
     route(POST, "/api/v2/users/{user}/keys", User, |m| on(m, keys::create_session)),
-    route(GET, "/api/v2/users/{user}/keys/{id}", User, |m| on(m, keys::get)),
-    route(DELETE, "/api/v2/users/{user}/keys/{id}", User, |m| on(m, keys::delete)),
-    route(GET, "/api/v2/users/{user}/keys/tokens", User, |m| on(m, keys::tokens)),
-    route(POST, "/api/v2/users/{user}/keys/tokens", User, |m| on(m, keys::create_token)),
-    route(GET, "/api/v2/users/{user}/keys/tokens/tokenconfig", User, |m| on(m, keys::token_config)),
-    route(GET, "/api/v2/users/{user}/keys/tokens/{name}", User, |m| on(m, keys::token_by_name)),
+    route(GET, "/api/v2/users/{user}/keys/{id}", READ_KEYS, |m| on(m, keys::get)),
+    route(DELETE, "/api/v2/users/{user}/keys/{id}", Scoped(&[Action("api_key", "delete")]), |m| on(m, keys::delete)),
+    route(PUT, "/api/v2/users/{user}/keys/{id}/expire", Scoped(&[Action("api_key", "update")]), |m| on(m, keys::expire)),
+    route(GET, "/api/v2/users/{user}/keys/tokens", READ_KEYS, |m| on(m, keys::tokens)),
+    route(POST, "/api/v2/users/{user}/keys/tokens", Scoped(&[Action("api_key", "create")]), |m| on(m, keys::create_token)),
+    route(GET, "/api/v2/users/{user}/keys/tokens/tokenconfig", READ_KEYS, |m| on(m, keys::token_config)),
+    route(GET, "/api/v2/users/{user}/keys/tokens/{name}", READ_KEYS, |m| on(m, keys::token_by_name)),
 
-    route(GET, "/api/v2/deployment/ssh", User, |m| on(m, info::ssh_config)),
-    route(GET, "/api/v2/templateversions/{id}", User, |m| on(m, info::template_version)),
+    route(GET, "/api/v2/deployment/ssh", LOGIN, |m| on(m, info::ssh_config)),
+    route(GET, "/api/v2/applications/host", LOGIN, |m| on(m, info::applications_host)),
+    route(GET, "/api/v2/templateversions/{id}", Scoped(&[Action("template", "read")]), |m| on(m, info::template_version)),
 
-    route(POST, "/api/v2/users/{user}/workspaces", User, |m| on(m, workspaces::create)),
-    route(GET, "/api/v2/users/{user}/workspace/{name}", User, |m| on(m, workspaces::by_name)),
-    route(GET, "/api/v2/workspaces", User, |m| on(m, workspaces::list)),
-    route(GET, "/api/v2/workspaces/{id}", User, |m| on(m, workspaces::get)),
-    route(POST, "/api/v2/workspaces/{id}/usage", User, |m| on(m, workspaces::usage)),
-    route(GET, "/api/v2/workspaces/{id}/watch", User, |m| on(m, watch::events)),
-    route(GET, "/api/v2/workspaces/{id}/watch-ws", User, |m| on(m, watch::socket)),
-    route(GET, "/api/v2/workspaces/{id}/builds", User, |m| on(m, builds::list)),
-    route(POST, "/api/v2/workspaces/{id}/builds", User, |m| on(m, builds::create)),
-    route(GET, "/api/v2/workspacebuilds/{id}", User, |m| on(m, builds::get)),
-    route(GET, "/api/v2/workspacebuilds/{id}/logs", User, |m| on(m, builds::logs)),
+    route(POST, "/api/v2/users/{user}/workspaces", Scoped(&[Action("workspace", "create")]), |m| on(m, workspaces::create)),
+    route(GET, "/api/v2/users/{user}/workspace/{name}", READ, |m| on(m, workspaces::by_name)),
+    route(GET, "/api/v2/workspaces", READ, |m| on(m, workspaces::list)),
+    route(GET, "/api/v2/workspaces/{id}", READ, |m| on(m, workspaces::get)),
+    route(POST, "/api/v2/workspaces/{id}/usage", CONNECT, |m| on(m, workspaces::usage)),
+    route(GET, "/api/v2/workspaces/{id}/watch", READ, |m| on(m, watch::events)),
+    route(GET, "/api/v2/workspaces/{id}/watch-ws", READ, |m| on(m, watch::socket)),
+    route(GET, "/api/v2/workspaces/{id}/builds", READ, |m| on(m, builds::list)),
+    route(POST, "/api/v2/workspaces/{id}/builds", READ, |m| on(m, builds::create)),
+    route(GET, "/api/v2/workspacebuilds/{id}", READ, |m| on(m, builds::get)),
+    route(GET, "/api/v2/workspacebuilds/{id}/logs", READ, |m| on(m, builds::logs)),
 
-    route(GET, "/api/v2/workspaceagents/connection", User, |m| on(m, agents::any_connection)),
-    route(GET, "/api/v2/workspaceagents/{id}", User, |m| on(m, agents::get)),
-    route(GET, "/api/v2/workspaceagents/{id}/connection", User, |m| on(m, agents::connection)),
-    route(GET, "/api/v2/workspaceagents/{id}/logs", User, |m| on(m, agents::logs)),
-    route(GET, "/api/v2/workspaceagents/{id}/coordinate", User, |m| on(m, sockets::client)),
+    route(GET, "/api/v2/workspaceagents/connection", LOGIN, |m| on(m, agents::any_connection)),
+    route(GET, "/api/v2/workspaceagents/{id}", READ, |m| on(m, agents::get)),
+    route(GET, "/api/v2/workspaceagents/{id}/connection", READ, |m| on(m, agents::connection)),
+    route(GET, "/api/v2/workspaceagents/{id}/logs", READ, |m| on(m, agents::logs)),
+    route(GET, "/api/v2/workspaceagents/{id}/coordinate", CONNECT, |m| on(m, sockets::client)),
 
     route(GET, "/api/v2/workspaceagents/me/rpc", Agent, |m| on(m, sockets::agent)),
     route(GET, "/api/v2/workspaceagents/me/reinit", Agent, |m| on(m, sockets::no_reinit)),
 ];
 
+impl Route {
+    /// Whether each call tries a password.
+    pub(crate) fn tries_passwords(&self) -> bool {
+        self.path == "/api/v2/users/login" || self.path.ends_with("/password")
+    }
+}
+
 /// The router that the table makes.
 pub(crate) fn router(app: &App) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
-        let admit = from_fn_with_state((app.clone(), route.access), access::admit);
+        let admit = from_fn_with_state((app.clone(), route), access::admit);
         if let Ok(method) = MethodFilter::try_from(route.method.clone()) {
             router = router.route(route.path, (route.to)(method).route_layer(admit));
         }
     }
-    router.fallback(info::no_route).layer(map_response(harden)).with_state(app.clone())
+    router.fallback(info::no_route).layer(from_fn_with_state(app.clone(), front)).with_state(app.clone())
 }
 
-async fn harden(mut response: Response) -> Response {
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+/// In front of all routes: redirects, and the headers of every answer.
+async fn front(State(app): State<App>, request: Request, next: Next) -> Response {
+    let mut response = match redirect(&app, &request) {
+        Some(redirect) => redirect,
+        None => next.run(request).await,
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(value) = app.settings().transport_security.clone().filter(|_| app.is_https()) {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
+    }
     response
+}
+
+/// Where a request is sent that shall come to the access URL. Health checks and relay clients are served anywhere.
+fn redirect(app: &App, request: &Request) -> Option<Response> {
+    let path = request.uri().path();
+    if path == "/healthz" || path == "/derp" || path.starts_with("/derp/") {
+        return None;
+    }
+    let plain = !request.extensions().get::<Origin>().is_some_and(|origin| origin.secure);
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let elsewhere = match app.settings().redirect {
+        Redirect::Never => false,
+        Redirect::ToHttps => plain && app.is_https(),
+        Redirect::ToAccessUrl => {
+            (plain && app.is_https()) || !host.is_some_and(|host| host.eq_ignore_ascii_case(app.authority()))
+        }
+    };
+    let rest = request.uri().path_and_query().map_or("/", |rest| rest.as_str());
+    let to = HeaderValue::from_str(&format!("{}{rest}", app.access_url())).ok().filter(|_| elsewhere)?;
+    Some((StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response())
 }

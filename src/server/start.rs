@@ -2,21 +2,25 @@
 
 use super::{
     admin,
-    app::{App, Network},
+    app::{App, Network, Settings},
+    config::{Config, Redirect, StunAddress},
     dev::AgentChild,
-    listen,
-    relays::{RelayFileError, Relays, Stun},
-    ssh_hosts::SshHosts,
+    limits::Limits,
+    listen, metrics,
+    relays::{RelayMapError, Relays, Stun},
     store::{OpenError, Store, StoreError},
     stun,
     time::Stamp,
+    tls::{Tls, TlsError},
     token::NoRandomness,
 };
 use crate::driver::http::without_secrets;
+use axum::http::HeaderValue;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::net::{TcpListener, UdpSocket};
@@ -26,41 +30,6 @@ use url::Url;
 const DEV_WORKSPACE: &str = "dev";
 /// How long sockets and the dev agent may take for their end.
 const END_TIME: Duration = Duration::from_secs(6);
-
-/// Where STUN is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum StunAddress {
-    /// On UDP at the HTTP address, with the HTTP port.
-    #[default]
-    LikeHttp,
-    /// Here.
-    At(SocketAddr),
-    /// Nowhere.
-    Off,
-}
-
-/// What a server is to be.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Where HTTP is served; port 0 for any free one.
-    pub http_address: SocketAddr,
-    /// Where users and agents reach the server; by default the HTTP address.
-    pub access_url: Option<String>,
-    /// The folder of the database and of the first user's token.
-    pub data_dir: PathBuf,
-    /// Where STUN is served.
-    pub stun: StunAddress,
-    /// The own binary, to run the agent of a workspace `dev` beside the server.
-    pub dev: Option<PathBuf>,
-    /// Nodes shall reach each other through the relay only.
-    pub block_direct: bool,
-    /// Nodes shall speak to the relay over WebSockets only.
-    pub force_websockets: bool,
-    /// A file with more relays, a relay map in JSON.
-    pub derp_config: Option<PathBuf>,
-    /// What users' SSH configurations shall hold.
-    pub ssh_hosts: SshHosts,
-}
 
 /// Why a server did not start. Each text is one line that names what to do.
 #[derive(Debug, thiserror::Error)]
@@ -120,9 +89,18 @@ pub enum StartError {
     /// The database failed after it was opened.
     #[error("the database failed: {0}")]
     Database(String),
-    /// The file with more relays.
+    /// The relay map.
     #[error(transparent)]
-    Relays(#[from] RelayFileError),
+    Relays(#[from] RelayMapError),
+    /// Certificates, keys, or what is asked of clients.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The host of applications is none.
+    #[error("the wildcard host {0:?} cannot be used: give one like *.apps.example.com with --wildcard-access-url")]
+    Wildcard(String),
+    /// The value of a header is none.
+    #[error("{0:?} cannot be sent as Strict-Transport-Security: look at --strict-transport-security-options")]
+    TransportSecurity(String),
     /// No keys can be made.
     #[error(transparent)]
     Random(#[from] NoRandomness),
@@ -149,8 +127,11 @@ impl StartError {
 pub struct Running {
     pub(super) app: App,
     address: SocketAddr,
+    https: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
     stun: Option<SocketAddr>,
     admin_token_path: PathBuf,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Running {
@@ -158,6 +139,18 @@ impl Running {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where HTTPS is served.
+    #[must_use]
+    pub const fn https_address(&self) -> Option<SocketAddr> {
+        self.https
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub const fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Where STUN is served.
@@ -178,14 +171,22 @@ impl Running {
         &self.admin_token_path
     }
 
-    /// Reads the file with more relays again. Agents and clients that are connected are told of another map at once.
+    /// Reads certificates and keys again; changed files are seen without it, too.
     ///
     /// # Errors
-    /// When the file cannot be used; the map stays what it was.
+    /// When a file cannot be used; the certificates stay what they were.
+    pub fn reload_certificates(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+
+    /// Reads the file or the URL with more relays again. Agents and clients that are connected are told of another map at once.
+    ///
+    /// # Errors
+    /// When it cannot be used; the map stays what it was.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the map as it was, or the whole new one.
-    pub async fn reload_relays(&self) -> Result<(), RelayFileError> {
+    pub async fn reload_relays(&self) -> Result<(), RelayMapError> {
         self.app.network().relays.reload().await
     }
 
@@ -208,31 +209,45 @@ impl Running {
     }
 }
 
+/// The sockets of a server.
+struct Bound {
+    http: TcpListener,
+    https: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    stun: Option<UdpSocket>,
+}
+
 /// Starts a server and returns when it can be reached.
 ///
 /// # Errors
 /// When it cannot run as configured; nothing is left running.
 pub async fn serve(config: Config) -> Result<Running, StartError> {
     let given = config.access_url.as_deref().map(access_url).transpose()?;
-    let (listener, stun) = bind(&config).await?;
+    let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+    let bound = bind(&config).await?;
     let unnamed = |error| StartError::listen("TCP", config.http_address, "--http-address", error);
-    let address = listener.local_addr().map_err(unnamed)?;
-    let url = match given {
-        Some(url) => url,
-        None => access_url(&format!("http://{}", reachable(address)))?,
+    let address = bound.http.local_addr().map_err(unnamed)?;
+    let https = bound.https.as_ref().and_then(|listener| listener.local_addr().ok());
+    let metrics_address = bound.metrics.as_ref().and_then(|listener| listener.local_addr().ok());
+    let url = match (given, https) {
+        (Some(url), _) => url,
+        (None, Some(https)) => access_url(&format!("https://{}", reachable(https)))?,
+        (None, None) => access_url(&format!("http://{}", reachable(address)))?,
     };
-    let stun_address = stun.as_ref().and_then(|socket| socket.local_addr().ok());
+    let settings = settings(&config, &url)?;
+    let stun_address = bound.stun.as_ref().and_then(|socket| socket.local_addr().ok());
     let stun_use = match stun_address {
         _ if config.block_direct => Stun::Forbidden,
         Some(address) => Stun::At(address.port()),
         None => Stun::Elsewhere,
     };
     let network = Network {
-        relays: Relays::open(&url, stun_use, config.derp_config).await?,
+        embedded: config.relays.embedded,
+        relays: Relays::open(&url, stun_use, config.relays).await?,
         block_direct: config.block_direct,
         force_websockets: config.force_websockets,
     };
-    let store = Store::open(&config.data_dir).await?;
+    let store = Store::open(&config.data_dir).await?.with_refresh(config.sessions.refresh);
     let user = admin::ensure_user(&store).await?;
     let admin_token_path = admin::token_path(&config.data_dir);
     admin::ensure_token(&store, &user, &admin_token_path)
@@ -243,47 +258,106 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         None => None,
         Some(program) => {
             let token = store.ensure_dev_workspace(Stamp::now(), user.id, DEV_WORKSPACE).await?;
-            // Beside the server, the HTTP address is nearer than whatever leads to the access URL.
-            Some(AgentChild { program, url: format!("http://{}", reachable(address)), token })
+            // Beside the server, the HTTP address is nearer than whatever leads to the access URL, if it answers.
+            let url = match settings.redirect {
+                Redirect::Never => format!("http://{}", reachable(address)),
+                Redirect::ToHttps | Redirect::ToAccessUrl => settings.access_url.clone(),
+            };
+            Some(AgentChild { program, url, token })
         }
     };
-    let authority = authority(&url);
-    let app = App::new(store, network, config.ssh_hosts, url.as_str().trim_end_matches('/').to_owned(), authority)?;
+    let app = App::new(store, network, settings, Limits::new(config.rate_limits))?;
     // Nothing below fails.
-    if let Some(socket) = stun {
+    if let Some(socket) = bound.stun {
         app.spawn(stun::serve(socket, app.stopping().clone()));
     }
-    app.spawn(listen::accept(app.clone(), listener));
+    app.spawn(listen::accept(app.clone(), bound.http, None));
+    if let (Some(listener), Some(tls)) = (bound.https, &tls) {
+        app.spawn(listen::accept(app.clone(), listener, Some(Arc::clone(tls))));
+    }
+    if let Some(listener) = bound.metrics {
+        app.spawn(metrics::serve(app.clone(), listener));
+    }
     if let Some(child) = dev {
         app.spawn(child.keep(app.stopping().clone()));
     }
     app.tasks().close();
     tracing::info!(%address, "the server runs");
-    Ok(Running { app, address, stun: stun_address, admin_token_path })
+    Ok(Running { app, address, https, metrics: metrics_address, stun: stun_address, admin_token_path, tls })
 }
 
-async fn bind(config: &Config) -> Result<(TcpListener, Option<UdpSocket>), StartError> {
-    let http = config.http_address;
-    let stun_address = match config.stun {
-        _ if config.block_direct => None,
-        StunAddress::Off => None,
-        StunAddress::At(address) => Some(address),
-        StunAddress::LikeHttp => Some(http),
+fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
+    let transport_security = config
+        .transport_security
+        .as_deref()
+        .map(|text| HeaderValue::from_str(text).map_err(|_| StartError::TransportSecurity(text.to_owned())));
+    Ok(Settings {
+        access_url: url.as_str().trim_end_matches('/').to_owned(),
+        authority: authority(url),
+        ssh_hosts: config.ssh_hosts.clone(),
+        redirect: config.redirect,
+        transport_security: transport_security.transpose()?,
+        browser_only: config.browser_only,
+        wildcard_host: config.wildcard_host.as_deref().map(|host| wildcard(host, url)).transpose()?.unwrap_or_default(),
+        sessions: config.sessions,
+        proxies: config.proxies.clone(),
+        hooks: config.hooks.clone(),
+    })
+}
+
+/// The host of applications with the access URL's port.
+fn wildcard(host: &str, url: &Url) -> Result<String, StartError> {
+    let plain = host.replacen('*', "x", 1);
+    let labels = plain
+        .split('.')
+        .all(|label| !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    let first = host.split('.').next().unwrap_or_default();
+    if !labels || !first.starts_with('*') || !host.contains('.') {
+        return Err(StartError::Wildcard(without_secrets(host).to_owned()));
+    }
+    Ok(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::listen("TCP", address, flag, error))
+}
+
+async fn bind(config: &Config) -> Result<Bound, StartError> {
+    let address = config.http_address;
+    let http = listen(address, "--http-address").await?;
+    let https = match &config.tls {
+        Some(tls) => Some(listen(tls.address, "--tls-address").await?),
+        None => None,
     };
-    let listener = TcpListener::bind(http).await.map_err(|error| StartError::listen("TCP", http, "--http-address", error))?;
-    let Some(mut address) = stun_address else { return Ok((listener, None)) };
+    let metrics = match config.metrics {
+        Some(address) => Some(listen(address, "--prometheus-address").await?),
+        None => None,
+    };
+    let stun = bind_stun(config, &http).await?;
+    Ok(Bound { http, https, metrics, stun })
+}
+
+async fn bind_stun(config: &Config, listener: &TcpListener) -> Result<Option<UdpSocket>, StartError> {
+    let http = config.http_address;
+    let mut address = match config.stun {
+        // Without a region of its own nobody would be told of it.
+        _ if config.block_direct || !config.relays.embedded => return Ok(None),
+        StunAddress::Off => return Ok(None),
+        StunAddress::At(address) => address,
+        StunAddress::LikeHttp => http,
+    };
     if config.stun == StunAddress::LikeHttp
         && let Ok(bound) = listener.local_addr()
     {
         address.set_port(bound.port());
     }
     match UdpSocket::bind(address).await {
-        Ok(socket) => Ok((listener, Some(socket))),
+        Ok(socket) => Ok(Some(socket)),
         // Any free TCP port was asked for; that its UDP twin is taken is chance.
         Err(_) if http.port() == 0 && config.stun == StunAddress::LikeHttp => {
             address.set_port(0);
             let socket = UdpSocket::bind(address).await;
-            Ok((listener, Some(socket.map_err(|error| StartError::listen("UDP", address, "--stun-address", error))?)))
+            Ok(Some(socket.map_err(|error| StartError::listen("UDP", address, "--stun-address", error))?))
         }
         Err(error) => Err(StartError::listen("UDP", address, "--stun-address", error)),
     }
@@ -299,7 +373,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-fn access_url(text: &str) -> Result<Url, StartError> {
+pub(super) fn access_url(text: &str) -> Result<Url, StartError> {
     let refuse = |why: String| StartError::AccessUrl { url: without_secrets(text).to_owned(), why };
     let url = Url::parse(text).map_err(|error| refuse(error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -346,5 +420,16 @@ mod tests {
         assert_eq!(at("0.0.0.0:80"), "127.0.0.1:80");
         assert_eq!(at("[::]:80"), "[::1]:80");
         assert_eq!(at("192.0.2.1:80"), "192.0.2.1:80");
+    }
+
+    #[test]
+    fn a_wildcard_host_has_its_star_in_the_first_label_and_the_access_urls_port() {
+        let url = Url::parse("http://coder.example.com:3100").unwrap();
+        assert_eq!(wildcard("*.apps.example.com", &url).unwrap(), "*.apps.example.com:3100");
+        let url = Url::parse("https://coder.example.com").unwrap();
+        assert_eq!(wildcard("*-x.example.com", &url).unwrap(), "*-x.example.com");
+        for bad in ["", "*", "apps.example.com", "apps.*.example.com", "https://*.example.com", "*.*.example.com", "*.a b"] {
+            assert!(wildcard(bad, &url).unwrap_err().to_string().contains("--wildcard-access-url"), "{bad}");
+        }
     }
 }

@@ -29,6 +29,11 @@ pub(crate) fn seed() -> Result<[u8; 32], NoRandomness> {
     random()
 }
 
+/// A fresh salt for a password.
+pub(crate) fn salt() -> Result<[u8; 16], NoRandomness> {
+    random()
+}
+
 fn random_text(length: usize) -> Result<String, NoRandomness> {
     let mut text = String::with_capacity(length);
     while text.len() < length {

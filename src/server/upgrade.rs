@@ -20,6 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::{future::Future, io, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::server::TlsStream;
 
 /// A stream that carries something other than HTTP from now on.
 pub(crate) type Stream = Box<dyn Io>;
@@ -202,11 +203,12 @@ pub(crate) async fn closed_by_peer(socket: &mut Socket) {
 pub(crate) async fn stream(on: OnUpgrade) -> Option<Stream> {
     let upgraded = on.await.ok()?;
     // Without the HTTP layer's own box around each read and write, where that is what lies below.
-    match upgraded.downcast::<TokioIo<Prefixed<TcpStream>>>() {
-        Ok(parts) => {
-            let inner = parts.io.into_inner();
-            Some(Box::new(inner.with_more(parts.read_buf)))
-        }
+    let upgraded = match upgraded.downcast::<TokioIo<Prefixed<TcpStream>>>() {
+        Ok(parts) => return Some(Box::new(parts.io.into_inner().with_more(parts.read_buf))),
+        Err(upgraded) => upgraded,
+    };
+    match upgraded.downcast::<TokioIo<Prefixed<TlsStream<TcpStream>>>>() {
+        Ok(parts) => Some(Box::new(parts.io.into_inner().with_more(parts.read_buf))),
         Err(upgraded) => Some(Box::new(TokioIo::new(upgraded))),
     }
 }

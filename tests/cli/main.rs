@@ -15,6 +15,7 @@ mod errors;
 mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod life;
 mod matrix;
 mod secrets;
 mod sessions;

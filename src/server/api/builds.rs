@@ -1,11 +1,13 @@
-//! Builds. One only says what was asked for: a stopped workspace's agent is turned away, a started one's is let in.
+//! Builds as users see them. What they do: [`super::super::builds`].
 
 use super::{
     super::{
         access::{Me, query},
         answer::{Answer, ApiError, json, ok},
         app::App,
-        store::{Build, NewBuild, Transition},
+        builds,
+        scopes::Action,
+        store::{Build, BuildLine, BuildStatus, NewBuild, Transition},
         time::Stamp,
         upgrade::{Upgrade, farewell},
     },
@@ -39,18 +41,15 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(id): Path<String
     let Some(transition) = Transition::from_word(&new.transition) else {
         return Err(ApiError::invalid("transition", "oneof", &new.transition));
     };
+    me.may(Action("workspace", transition.as_str()))?;
     let reason = match new.reason.as_str() {
         "" => "initiator",
         known if REASONS.contains(&known) => known,
         other => return Err(ApiError::invalid("reason", "oneof", other)),
     };
     let build = NewBuild { workspace: workspace.id, transition, reason, initiator: me.user.id };
-    let build = app.store().insert_build(Stamp::now(), build).await?;
+    let build = builds::begin(&app, &workspace, build, None).await?;
     let agents = app.store().agents(workspace.id).await?;
-    if transition != Transition::Start {
-        agents.iter().for_each(|agent| app.agents().dismiss(agent.id));
-    }
-    app.announce(workspace.id);
     Ok(json(StatusCode::CREATED, &views::build(&app, &workspace, &build, &agents, Stamp::now())))
 }
 
@@ -77,38 +76,49 @@ pub(crate) async fn get(State(app): State<App>, me: Me, Path(id): Path<String>) 
     Ok(ok(&views::build(&app, &workspace, &build, &agents, Stamp::now())))
 }
 
-fn log(build: &Build) -> Value {
-    let stage = match build.transition {
-        Transition::Start => "Starting workspace",
-        Transition::Stop => "Stopping workspace",
-        Transition::Delete => "Deleting workspace",
-    };
+fn line(line: &BuildLine) -> Value {
     json!({
-        "id": 1,
-        "created_at": build.created_at,
+        "id": line.id,
+        "created_at": line.created_at,
         "log_source": "provisioner_daemon",
-        "log_level": "info",
-        "stage": stage,
-        "output": "",
+        "log_level": line.level,
+        "stage": line.stage,
+        "output": line.output,
     })
 }
 
-/// `GET /api/v2/workspacebuilds/{id}/logs[?follow&after=]`: a list, or the same on a WebSocket that then closes.
+/// `GET /api/v2/workspacebuilds/{id}/logs[?follow&after=]`: a list, or a line a message on a WebSocket that closes with
+/// the build's end.
 pub(crate) async fn logs(State(app): State<App>, me: Me, Path(id): Path<String>, mut request: Request) -> Answer {
     let build = mine(&app, &me, &id).await?;
     let after = query(request.uri(), "after").and_then(|text| text.parse::<i64>().ok()).unwrap_or(0);
-    let lines: Vec<_> = if after < 1 { vec![log(&build)] } else { Vec::new() };
     if query(request.uri(), "follow").is_none() {
-        return Ok(ok(&lines));
+        let lines = app.store().build_lines(build.id, after).await?;
+        return Ok(ok(&lines.iter().map(line).collect::<Vec<_>>()));
     }
     let upgrade = match Upgrade::new(&app, &mut request) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return Ok(refusal.into_response()),
     };
+    let follower = app.clone();
     Ok(upgrade.serve(&app, "build log", move |mut socket| async move {
-        for line in lines {
-            socket.send_text(line.to_string()).await?;
+        let mut changes = follower.changes(build.id);
+        let mut after = after;
+        loop {
+            // The state first: lines that come after it are seen with the change that they make.
+            let now = follower.store().build(me.user.id, build.id).await.map_err(std::io::Error::other)?;
+            let lines = follower.store().build_lines(build.id, after).await.map_err(std::io::Error::other)?;
+            for new in &lines {
+                after = new.id;
+                socket.send_text(line(new).to_string()).await?;
+            }
+            if now.status != BuildStatus::Running {
+                return farewell(socket, 1000, "done").await;
+            }
+            tokio::select! {
+                more = changes.next() => if !more { return farewell(socket, 1001, "the server is shutting down").await },
+                end = super::watch::ended(&mut socket) => return end,
+            }
         }
-        farewell(socket, 1000, "done").await
     }))
 }

@@ -4,6 +4,9 @@ use super::super::{
     access::Me,
     answer::{Answer, ApiError, ok, text},
     app::App,
+    limits::{Class, Counted},
+    origin::Origin,
+    time::Stamp,
 };
 use axum::{
     extract::{Path, State},
@@ -39,6 +42,11 @@ pub(crate) async fn ssh_config(State(app): State<App>, _me: Me) -> Response {
     ok(&json!({ "hostname_prefix": hosts.prefix, "hostname_suffix": hosts.suffix, "ssh_config_options": hosts.options }))
 }
 
+/// `GET /api/v2/applications/host`: empty where applications have no hosts of their own.
+pub(crate) async fn applications_host(State(app): State<App>, _me: Me) -> Response {
+    ok(&json!({ "host": app.settings().wildcard_host }))
+}
+
 /// `GET /api/v2/templateversions/{id}`: the one version of the one template.
 pub(crate) async fn template_version(State(app): State<App>, _me: Me, Path(id): Path<String>) -> Answer {
     let deployment = app.store().deployment();
@@ -72,10 +80,19 @@ pub(crate) async fn template_version(State(app): State<App>, _me: Me, Path(id): 
 }
 
 /// What no route matches.
-pub(crate) async fn no_route(request: axum::extract::Request) -> Response {
-    if request.uri().path().starts_with("/api/") {
-        ApiError::new(StatusCode::NOT_FOUND, "Route not found.").into_response()
-    } else {
-        text(StatusCode::NOT_FOUND, "404 page not found\n")
+pub(crate) async fn no_route(State(app): State<App>, request: axum::extract::Request) -> Response {
+    let is_api = request.uri().path().starts_with("/api/");
+    let who = request.extensions().get::<Origin>().map_or(Counted::Others, |origin| Counted::source(origin.ip));
+    let now = Stamp::now();
+    let told = if is_api { app.limits().count(now, who, "none", Class::Api) } else { None };
+    let mut response = match told.and_then(|told| told.refusal()) {
+        Some(refusal) => refusal.into_response(),
+        None if is_api => ApiError::new(StatusCode::NOT_FOUND, "Route not found.").into_response(),
+        None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    };
+    if let Some(told) = told {
+        told.tell(now, response.headers_mut());
     }
+    app.requests().count(request.method(), "none", response.status());
+    response
 }

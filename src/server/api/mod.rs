@@ -4,6 +4,7 @@ pub(crate) mod agents;
 pub(crate) mod builds;
 pub(crate) mod info;
 pub(crate) mod keys;
+pub(crate) mod login;
 pub(crate) mod users;
 mod views;
 pub(crate) mod watch;
@@ -69,6 +70,25 @@ fn visible_user(me: &Me, text: &str) -> Answer<Arc<User>> {
     let own =
         text == "me" || text.eq_ignore_ascii_case(&me.user.username) || Uuid::try_parse(text).is_ok_and(|id| id == me.user.id);
     if own { Ok(Arc::clone(&me.user)) } else { Err(no_user(text)) }
+}
+
+/// Whom `{user}` in a path names, for calls about keys: the first user cares for everybody's.
+async fn key_owner(app: &App, me: &Me, text: &str) -> Answer<Arc<User>> {
+    if let Ok(user) = visible_user(me, text) {
+        return Ok(user);
+    }
+    if !me.user.is_first {
+        return Err(no_user(text));
+    }
+    let found = match Uuid::try_parse(text) {
+        Ok(id) => app.store().user(id).await,
+        Err(_) => app.store().user_by_name(text).await,
+    };
+    match found {
+        Ok(user) => Ok(Arc::new(user)),
+        Err(StoreError::NotFound) => Err(no_user(text)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whom `{user}` in a path names, for calls about a user's things: those of others do not exist for the caller.

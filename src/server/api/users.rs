@@ -1,7 +1,7 @@
-//! Users. There are no passwords: the first user's token lies in the data folder, every other user's is made by the
-//! first user and shown once.
+//! Users. The first user's token lies in the data folder, every other user's is made by the first user and shown once.
+//! Who has a password can log in with it, too (`login.rs`).
 //!
-//! `POST /api/v2/users` takes Coder's body and looks at `username`, `name` and `email` alone. Its answer is the user's
+//! `POST /api/v2/users` takes Coder's body and looks at `username`, `name`, `email` and `password` alone. Its answer is the user's
 //! JSON and, beside Coder's fields, `session_token`: the new user's token, which is shown nowhere else.
 
 use super::{
@@ -9,10 +9,12 @@ use super::{
         access::Me,
         answer::{Answer, ApiError, json, ok, put},
         app::App,
+        audit::Which,
+        password::Password,
         store::{KeyKind, NewKey, StoreError, User},
         time::Stamp,
     },
-    Input, is_name, visible_user,
+    Input, is_name, key_owner, login, visible_user,
 };
 use axum::{
     extract::{Path, State},
@@ -37,7 +39,7 @@ fn view(app: &App, user: &User) -> Value {
         "updated_at": user.updated_at,
         "last_seen_at": user.last_seen_at,
         "status": "active",
-        "login_type": "token",
+        "login_type": if user.has_password { "password" } else { "token" },
         "organization_ids": [app.store().deployment().organization],
         "roles": if user.is_first { owner } else { json!([]) },
     });
@@ -62,7 +64,14 @@ pub(crate) async fn create_first() -> Response {
 
 /// `GET /api/v2/users/{user}`
 pub(crate) async fn get(State(app): State<App>, me: Me, Path(user): Path<String>) -> Answer {
-    Ok(ok(&view(&app, &*visible_user(&me, &user)?)))
+    Ok(ok(&view(&app, &*key_owner(&app, &me, &user).await?)))
+}
+
+/// `GET /api/v2/users`: all of them, for the first user.
+pub(crate) async fn list(State(app): State<App>, _me: Me) -> Answer {
+    let users = app.store().users().await?;
+    let views: Vec<_> = users.iter().map(|user| view(&app, user)).collect();
+    Ok(ok(&json!({ "users": views, "count": users.len() })))
 }
 
 /// `GET /api/v2/users/{user}/organizations`: the one organization.
@@ -90,6 +99,8 @@ pub(crate) struct NewUser {
     name: String,
     #[serde(default)]
     email: String,
+    #[serde(default)]
+    password: Password,
 }
 
 /// `POST /api/v2/users`
@@ -103,17 +114,25 @@ pub(crate) async fn create(State(app): State<App>, _me: Me, Input(new): Input<Ne
         return Err(ApiError::bad_request("Validation failed.").with_field("name", "The name or the address is too long."));
     }
     let email = if new.email.is_empty() { format!("{name}@localhost") } else { new.email };
+    let hash = if new.password.is_empty() { None } else { Some(login::hash(new.password).await?) };
     let now = Stamp::now();
-    let user = match app.store().insert_user(now, name, &new.name, &email, false).await {
+    let mut user = match app.store().insert_user(now, name, &new.name, &email, false).await {
         Err(StoreError::Taken) => {
             return Err(ApiError::new(StatusCode::CONFLICT, "A user with this username or email already exists.")
                 .with_field("username", "This value is already in use and should be unique."));
         }
         other => other?,
     };
-    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: FIRST_TOKEN_LIFE };
+    if let Some(hash) = hash {
+        app.store().set_password(now, user.id, &hash).await?;
+        user.has_password = true;
+    }
+    let lifetime = FIRST_TOKEN_LIFE;
+    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime, scopes: None, by_password: false };
     let token = app.store().insert_key(now, key).await?;
     let mut answer = view(&app, &user);
     put(&mut answer, "session_token", token.expose());
-    Ok(json(StatusCode::CREATED, &answer))
+    let mut response = json(StatusCode::CREATED, &answer);
+    response.extensions_mut().insert(Which(format!("user {}", user.username)));
+    Ok(response)
 }

@@ -3,7 +3,7 @@
 use super::super::{
     answer::put,
     app::App,
-    store::{Agent, Build, Lifecycle, Result, Transition, Workspace},
+    store::{Agent, Build, BuildStatus, Lifecycle, Result, Transition, Workspace},
     time::Stamp,
 };
 use serde_json::{Map, Value, json};
@@ -135,6 +135,22 @@ fn latency(app: &App, agent: Uuid) -> Option<Value> {
     Some(Value::Object(out))
 }
 
+/// The job of a build.
+fn build_job(app: &App, build: &Build) -> Value {
+    let input = json!({ "workspace_build_id": build.id });
+    let mut job = job(app, build.job_id, build.created_at, build.initiator_id, input);
+    put(&mut job, "status", build.status.as_str());
+    match build.completed_at {
+        Some(at) => put(&mut job, "completed_at", at.to_string()),
+        // What has not happened is left out.
+        None => drop(job.as_object_mut().and_then(|job| job.remove("completed_at"))),
+    }
+    if !build.error.is_empty() {
+        put(&mut job, "error", build.error.as_str());
+    }
+    job
+}
+
 /// A job that is done.
 pub(crate) fn job(app: &App, id: Uuid, at: Stamp, initiator: Uuid, input: Value) -> Value {
     let kind = if input.get("workspace_build_id").is_some() { "workspace_build" } else { "template_version_import" };
@@ -166,11 +182,16 @@ pub(crate) fn job(app: &App, id: Uuid, at: Stamp, initiator: Uuid, input: Value)
 
 /// A build of `workspace`, with its agents where it started them.
 pub(crate) fn build(app: &App, workspace: &Workspace, build: &Build, agents: &[Agent], now: Stamp) -> Value {
-    let (status, agents) = match build.transition {
-        Transition::Start => ("running", agents),
-        Transition::Stop => ("stopped", [].as_slice()),
-        Transition::Delete => ("deleted", [].as_slice()),
+    let status = match (build.status, build.transition) {
+        (BuildStatus::Failed, _) => "failed",
+        (BuildStatus::Running, Transition::Start) => "starting",
+        (BuildStatus::Running, Transition::Stop) => "stopping",
+        (BuildStatus::Running, Transition::Delete) => "deleting",
+        (BuildStatus::Succeeded, Transition::Start) => "running",
+        (BuildStatus::Succeeded, Transition::Stop) => "stopped",
+        (BuildStatus::Succeeded, Transition::Delete) => "deleted",
     };
+    let agents = if build.transition == Transition::Start { agents } else { &[] };
     let resource = json!({
         "id": build.resource_id,
         "created_at": build.created_at,
@@ -186,7 +207,7 @@ pub(crate) fn build(app: &App, workspace: &Workspace, build: &Build, agents: &[A
     json!({
         "id": build.id,
         "created_at": build.created_at,
-        "updated_at": build.created_at,
+        "updated_at": build.completed_at.unwrap_or(build.created_at),
         "workspace_id": workspace.id,
         "workspace_name": workspace.name,
         "workspace_owner_id": workspace.owner_id,
@@ -197,7 +218,7 @@ pub(crate) fn build(app: &App, workspace: &Workspace, build: &Build, agents: &[A
         "transition": build.transition.as_str(),
         "initiator_id": build.initiator_id,
         "initiator_name": workspace.owner_name,
-        "job": job(app, build.job_id, build.created_at, build.initiator_id, json!({ "workspace_build_id": build.id })),
+        "job": build_job(app, build),
         "reason": build.reason,
         "resources": if agents.is_empty() { json!([]) } else { json!([resource]) },
         "deadline": null,

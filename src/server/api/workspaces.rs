@@ -1,15 +1,19 @@
 //! Workspaces.
 //!
 //! `POST /api/v2/users/{user}/workspaces` takes Coder's body and looks at `name` alone: there is one template, a
-//! workspace that is only an agent. Its answer is the workspace's JSON and, beside Coder's fields, `agent_token`: the
-//! token of the workspace's agent, which is shown nowhere else.
+//! workspace that is only an agent. Beside it, `agent_url` says where the agent reaches the server if not at the access
+//! URL. The answer is the workspace's JSON and, beside Coder's fields, `agent_url` and `agent_token`: the token of the
+//! workspace's agent, which is shown nowhere else.
 
 use super::{
     super::{
         access::{Me, query},
         answer::{Answer, ApiError, json, ok, put},
         app::App,
-        store::{StoreError, Workspace},
+        audit::Which,
+        builds,
+        start::access_url,
+        store::{NewBuild, StoreError, Transition, Workspace},
         time::Stamp,
     },
     Input, id, is_name, owner, views, visible_user,
@@ -22,6 +26,9 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
+
+/// What is told of a URL for an agent that cannot be used.
+const AGENT_URL_RULE: &str = "It must be http or https with a host and nothing more, such as https://coder.internal:3000.";
 
 /// `GET /api/v2/users/{user}/workspace/{name}`
 pub(crate) async fn by_name(State(app): State<App>, me: Me, Path((user, name)): Path<(String, String)>) -> Answer {
@@ -125,6 +132,9 @@ fn terms(text: &str) -> Answer<Vec<Term>> {
 pub(crate) struct NewWorkspace {
     #[serde(default)]
     name: String,
+    /// Where the agent reaches the server; empty for the access URL.
+    #[serde(default)]
+    agent_url: String,
 }
 
 /// `POST /api/v2/users/{user}/workspaces`
@@ -134,6 +144,13 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
     if !is_name(&new.name) || Uuid::try_parse(&new.name).is_ok() {
         return Err(ApiError::invalid("name", "workspace_name", &new.name));
     }
+    let url = match new.agent_url.as_str() {
+        "" => None,
+        text => {
+            let refuse = |_| ApiError::bad_request("Validation failed.").with_field("agent_url", AGENT_URL_RULE);
+            Some(access_url(text).map_err(refuse)?.as_str().trim_end_matches('/').to_owned())
+        }
+    };
     let (workspace, token) = match app.store().insert_workspace(Stamp::now(), owner.id, &new.name).await {
         Err(StoreError::Taken) => {
             return Err(ApiError::new(StatusCode::CONFLICT, format!("Workspace {:?} already exists.", new.name))
@@ -141,9 +158,23 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
         }
         other => other?,
     };
+    if let Some(url) = &url {
+        app.store().set_agent_url(workspace.id, url).await?;
+    }
+    let workspace = app.store().workspace(owner.id, workspace.id).await?;
+    if app.settings().hooks.start.is_some() {
+        let (transition, reason) = (Transition::Start, "initiator");
+        let build = NewBuild { workspace: workspace.id, transition, reason, initiator: me.user.id };
+        builds::begin(&app, &workspace, build, Some(token)).await?;
+    }
     let mut view = views::workspace(&app, &workspace).await?;
     put(&mut view, "agent_token", token.expose());
-    Ok(json(StatusCode::CREATED, &view))
+    if let Some(url) = url {
+        put(&mut view, "agent_url", url);
+    }
+    let mut response = json(StatusCode::CREATED, &view);
+    response.extensions_mut().insert(Which(format!("workspace {}", workspace.name)));
+    Ok(response)
 }
 
 /// `POST /api/v2/workspaces/{id}/usage`: whatever the body says, the workspace is in use.

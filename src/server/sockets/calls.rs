@@ -89,7 +89,7 @@ fn manifest(app: &App, machine: &Machine) -> agent::Manifest {
         owner_username: machine.workspace.owner_name.clone(),
         disable_direct_connections: network.block_direct,
         derp_force_websockets: network.force_websockets,
-        derp_map: Some((&*app.relay_map()).into()),
+        derp_map: Some((&*app.map_for(&machine.workspace, app.relay_map())).into()),
         ..Default::default()
     }
 }

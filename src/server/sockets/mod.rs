@@ -30,6 +30,9 @@ fn bad_version(detail: String) -> ApiError {
 /// `GET /api/v2/workspaceagents/{id}/coordinate`
 pub(crate) async fn client(State(app): State<App>, me: Me, Path(id): Path<String>, mut request: Request) -> Answer {
     let agent = agents::mine(&app, &me, &id).await?;
+    if app.settings().browser_only {
+        return Err(ApiError::new(StatusCode::CONFLICT, "Non-browser connections are disabled for your deployment."));
+    }
     // Without a version a client means the one before there were versions.
     let version = query(request.uri(), "version").unwrap_or_else(|| "1.0".to_owned());
     version::check(&version).map_err(bad_version)?;

@@ -194,7 +194,12 @@ impl Session {
 
     /// Gives the newest relay map to those that wait for maps, now or later.
     fn send_relay_map(&mut self) {
-        let map = tailnet::DerpMap::from(&**self.relays.borrow_and_update());
+        let map = Arc::clone(&self.relays.borrow_and_update());
+        let map = match &self.owner {
+            Owner::Agent { machine, .. } => self.app.map_for(&machine.workspace, map),
+            Owner::Client { .. } => map,
+        };
+        let map = tailnet::DerpMap::from(&*map);
         self.engine.send_relay_map(&map);
     }
 

@@ -1,7 +1,7 @@
 //! Users' tokens, by key id. Only hashes of the secrets are stored.
 
 use super::{Result, Store, User, stamp};
-use crate::server::{time::Stamp, token::SessionToken};
+use crate::server::{scopes::Scopes, time::Stamp, token::SessionToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
 use std::time::Duration;
 use uuid::Uuid;
@@ -28,6 +28,10 @@ pub(crate) struct Key {
     pub(crate) name: String,
     pub(crate) kind: KeyKind,
     pub(crate) lifetime: Duration,
+    /// What it may be used for.
+    pub(crate) scopes: Scopes,
+    /// How its user logged in for it: `password` or `token`.
+    pub(crate) login_type: String,
     pub(crate) created_at: Stamp,
     pub(crate) updated_at: Stamp,
     pub(crate) last_used: Stamp,
@@ -42,6 +46,8 @@ impl FromRow<'_, SqliteRow> for Key {
             name: row.try_get("name")?,
             kind: if row.try_get("is_token")? { KeyKind::Token } else { KeyKind::Session },
             lifetime: Duration::from_secs(u64::try_from(row.try_get::<i64, _>("lifetime_seconds")?).unwrap_or(0)),
+            scopes: Scopes::from_stored(row.try_get("scopes")?),
+            login_type: row.try_get("login_type")?,
             created_at: stamp(row, "created_at")?,
             updated_at: stamp(row, "updated_at")?,
             last_used: stamp(row, "last_used")?,
@@ -58,6 +64,10 @@ pub(crate) struct NewKey<'a> {
     /// Empty for keys without a name.
     pub(crate) name: &'a str,
     pub(crate) lifetime: Duration,
+    /// What it may be used for; `None` for everything.
+    pub(crate) scopes: Option<&'a Scopes>,
+    /// Its user logged in with a password.
+    pub(crate) by_password: bool,
 }
 
 /// What a presented token turned out to be.
@@ -83,8 +93,8 @@ impl Store {
         sqlx::query("DELETE FROM keys WHERE expires_at < $1").bind(over).execute(&self.pool).await?;
         sqlx::query(
             "INSERT INTO keys (id, user_id, secret_hash, name, is_token, lifetime_seconds,
-                               created_at, updated_at, last_used, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)",
+                               created_at, updated_at, last_used, expires_at, scopes, login_type)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11)",
         )
         .bind(token.id())
         .bind(key.user)
@@ -95,6 +105,8 @@ impl Store {
         .bind(now.micros())
         .bind(Stamp::NEVER.micros())
         .bind((now + key.lifetime).micros())
+        .bind(key.scopes.cloned().unwrap_or_default().stored())
+        .bind(if key.by_password { "password" } else { "token" })
         .execute(&self.pool)
         .await?;
         Ok(token)
@@ -119,8 +131,8 @@ impl Store {
 
     async fn note_use(&self, now: Stamp, key: &Key) -> Result<()> {
         let expires_at = match key.kind {
-            KeyKind::Session => key.expires_at.max(now + key.lifetime),
-            KeyKind::Token => key.expires_at,
+            KeyKind::Session if self.refresh => key.expires_at.max(now + key.lifetime),
+            KeyKind::Session | KeyKind::Token => key.expires_at,
         };
         let mut turn = self.turn().await?;
         sqlx::query("UPDATE keys SET last_used = $2, expires_at = $3 WHERE id = $1")
@@ -156,6 +168,33 @@ impl Store {
             "SELECT * FROM keys WHERE user_id = $1 AND is_token = 1 AND ($2 OR expires_at > $3) ORDER BY created_at, id",
         );
         Ok(rows.bind(user).bind(with_expired).bind(now.micros()).fetch_all(&self.pool).await?)
+    }
+
+    /// The tokens of all users with their users' names, oldest first; expired ones on request.
+    pub(crate) async fn all_tokens(&self, now: Stamp, with_expired: bool) -> Result<Vec<(Key, String)>> {
+        let rows = sqlx::query(
+            "SELECT k.*, u.username FROM keys k JOIN users u ON u.id = k.user_id
+             WHERE k.is_token = 1 AND ($1 OR k.expires_at > $2) ORDER BY k.created_at, k.id",
+        );
+        let rows = rows.bind(with_expired).bind(now.micros()).fetch_all(&self.pool).await?;
+        Ok(rows.iter().map(|row| Ok((Key::from_row(row)?, row.try_get("username")?))).collect::<sqlx::Result<_>>()?)
+    }
+
+    /// Ends the life of a key of `user` now and keeps it in the list of expired ones.
+    pub(crate) async fn expire_key(&self, now: Stamp, user: Uuid, id: &str) -> Result<()> {
+        let done =
+            sqlx::query("UPDATE keys SET expires_at = min(expires_at, $3), updated_at = $3 WHERE user_id = $1 AND id = $2");
+        match done.bind(user).bind(id).bind(now.micros()).execute(&self.pool).await?.rows_affected() {
+            0 => Err(super::StoreError::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends all keys of `user` that came from a password, but for `kept`.
+    pub(crate) async fn delete_logins(&self, user: Uuid, kept: &str) -> Result<()> {
+        let done = sqlx::query("DELETE FROM keys WHERE user_id = $1 AND login_type = 'password' AND id <> $2");
+        done.bind(user).bind(kept).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// Ends a key of `user`.

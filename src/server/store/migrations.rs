@@ -7,10 +7,11 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationSource, MigrationType, Migrator},
 };
 
-const STEPS: &[(i64, &str, &str)] = &[(
-    1,
-    "users, keys, workspaces, builds, agents",
-    "
+const STEPS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "users, keys, workspaces, builds, agents",
+        "
     CREATE TABLE deployment (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         id BLOB NOT NULL,
@@ -101,7 +102,32 @@ const STEPS: &[(i64, &str, &str)] = &[(
     ) STRICT;
     CREATE INDEX logs_of_agent ON agent_logs (agent_id, id);
     ",
-)];
+    ),
+    (
+        10,
+        "scopes, passwords, agents' own URLs, builds that take time",
+        "
+    ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'coder:all';
+    ALTER TABLE keys ADD COLUMN login_type TEXT NOT NULL DEFAULT 'token';
+    ALTER TABLE users ADD COLUMN password_hash TEXT;
+    ALTER TABLE workspaces ADD COLUMN agent_url TEXT NOT NULL DEFAULT '';
+    ALTER TABLE builds ADD COLUMN status TEXT NOT NULL DEFAULT 'succeeded';
+    ALTER TABLE builds ADD COLUMN error TEXT NOT NULL DEFAULT '';
+    ALTER TABLE builds ADD COLUMN completed_at INTEGER;
+    UPDATE builds SET completed_at = created_at;
+
+    CREATE TABLE build_logs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        build_id BLOB NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+        created_at INTEGER NOT NULL,
+        level TEXT NOT NULL,
+        stage TEXT NOT NULL,
+        output TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX logs_of_build ON build_logs (build_id, id);
+    ",
+    ),
+];
 
 #[derive(Debug)]
 struct Steps;

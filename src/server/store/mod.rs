@@ -4,6 +4,7 @@
 //! [`Store`] lives, makes a second one fail at once. Times are microseconds since the epoch, ids are 16-byte blobs.
 
 mod agents;
+mod builds;
 mod keys;
 mod migrations;
 mod turn;
@@ -11,6 +12,7 @@ mod users;
 mod workspaces;
 
 pub(crate) use agents::{Agent, Lifecycle, LogLine};
+pub(crate) use builds::{BuildLine, BuildStatus};
 pub(crate) use keys::{Key, KeyKind, NewKey, Presented};
 pub(crate) use users::User;
 pub(crate) use workspaces::{Build, NewBuild, Transition, Workspace};
@@ -82,6 +84,9 @@ pub(crate) enum StoreError {
     /// A unique value is in use.
     #[error("already in use")]
     Taken,
+    /// A build of the workspace is under way.
+    #[error("a build is under way")]
+    Busy,
     /// No token could be made.
     #[error(transparent)]
     Random(#[from] NoRandomness),
@@ -122,6 +127,8 @@ pub(crate) struct Deployment {
 pub(crate) struct Store {
     pool: SqlitePool,
     deployment: Deployment,
+    /// Each use of a login begins its life anew.
+    refresh: bool,
     /// Held for its lock.
     _lock: Arc<File>,
 }
@@ -150,12 +157,21 @@ impl Store {
             _ => OpenError::Corrupt(file.clone()),
         })?;
         let deployment = deployment(&pool).await.map_err(|error| unreadable(&file, error))?;
-        let store = Self { pool, deployment, _lock: Arc::new(lock) };
-        store.end_stale_connections(Stamp::now()).await.map_err(|error| match error {
+        let store = Self { pool, deployment, refresh: true, _lock: Arc::new(lock) };
+        let stale = async {
+            store.end_stale_connections(Stamp::now()).await?;
+            store.end_stale_builds(Stamp::now()).await
+        };
+        stale.await.map_err(|error| match error {
             StoreError::Database(error) => unreadable(&file, error),
             _ => OpenError::Corrupt(file.clone()),
         })?;
         Ok(store)
+    }
+
+    /// The same store; whether each use of a login begins its life anew.
+    pub(crate) fn with_refresh(self, refresh: bool) -> Self {
+        Self { refresh, ..self }
     }
 
     /// The deployment's ids.

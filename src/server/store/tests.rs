@@ -15,7 +15,7 @@ async fn first_user(store: &Store) -> User {
 }
 
 fn session(user: &User) -> NewKey<'static> {
-    NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: HOUR }
+    NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: HOUR, scopes: None, by_password: false }
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn a_session_lives_on_with_use_and_a_token_does_not() {
     let user = first_user(&store).await;
     let now = Stamp::now();
     let session = store.insert_key(now, session(&user)).await.unwrap();
-    let named = NewKey { user: user.id, kind: KeyKind::Token, name: "ci", lifetime: HOUR };
+    let named = NewKey { user: user.id, kind: KeyKind::Token, name: "ci", lifetime: HOUR, scopes: None, by_password: false };
     let token = store.insert_key(now, named).await.unwrap();
     assert!(matches!(store.insert_key(now, named).await, Err(StoreError::Taken)));
 

@@ -14,6 +14,8 @@ pub(crate) struct User {
     pub(crate) email: String,
     /// The first user may make others.
     pub(crate) is_first: bool,
+    /// Has a password to log in with.
+    pub(crate) has_password: bool,
     pub(crate) created_at: Stamp,
     pub(crate) updated_at: Stamp,
     pub(crate) last_seen_at: Stamp,
@@ -27,6 +29,7 @@ impl FromRow<'_, SqliteRow> for User {
             name: row.try_get("name")?,
             email: row.try_get("email")?,
             is_first: row.try_get("is_first")?,
+            has_password: row.try_get::<Option<String>, _>("password_hash")?.is_some(),
             created_at: stamp(row, "created_at")?,
             updated_at: stamp(row, "updated_at")?,
             last_seen_at: stamp(row, "last_seen_at")?,
@@ -48,6 +51,39 @@ impl Store {
     /// A user by name, in any case.
     pub(crate) async fn user_by_name(&self, username: &str) -> Result<User> {
         Ok(sqlx::query_as("SELECT * FROM users WHERE username = $1").bind(username).fetch_one(&self.pool).await?)
+    }
+
+    /// A user by e-mail address, in any case, and the hash of the password, if there is one.
+    pub(crate) async fn user_by_email(&self, email: &str) -> Result<(User, Option<String>)> {
+        let row = sqlx::query("SELECT * FROM users WHERE email = $1").bind(email).fetch_one(&self.pool).await?;
+        Ok((User::from_row(&row)?, row.try_get("password_hash")?))
+    }
+
+    /// The hash of a user's password, if there is one.
+    pub(crate) async fn password_of(&self, id: Uuid) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT password_hash FROM users WHERE id = $1").bind(id).fetch_one(&self.pool).await?;
+        Ok(row.try_get("password_hash")?)
+    }
+
+    /// Gives a user a password by its hash.
+    pub(crate) async fn set_password(&self, now: Stamp, id: Uuid, hash: &str) -> Result<()> {
+        let done = sqlx::query("UPDATE users SET password_hash = $2, updated_at = $3 WHERE id = $1");
+        done.bind(id).bind(hash).bind(now.micros()).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// All users, by name.
+    pub(crate) async fn users(&self) -> Result<Vec<User>> {
+        Ok(sqlx::query_as("SELECT * FROM users ORDER BY username").fetch_all(&self.pool).await?)
+    }
+
+    /// How many users and how many living workspaces there are.
+    pub(crate) async fn counts(&self) -> Result<(u64, u64)> {
+        let sql =
+            "SELECT (SELECT count(*) FROM users) AS users, (SELECT count(*) FROM workspaces WHERE deleted = 0) AS workspaces";
+        let row = sqlx::query(sql).fetch_one(&self.pool).await?;
+        let number = |column| row.try_get::<i64, _>(column).map(|n| u64::try_from(n).unwrap_or(0));
+        Ok((number("users")?, number("workspaces")?))
     }
 
     /// Makes a user.

@@ -1,6 +1,6 @@
-//! Workspaces and their builds. A build only says what was asked for: it is finished the moment it is made.
+//! Workspaces and their builds.
 
-use super::{Agent, Result, Store, StoreError, stamp};
+use super::{Agent, BuildStatus, Result, Store, StoreError, maybe_stamp, stamp};
 use crate::server::{time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -16,6 +16,8 @@ pub(crate) struct Workspace {
     pub(crate) owner_name: String,
     pub(crate) name: String,
     pub(crate) deleted: bool,
+    /// Where its agent reaches the server; empty for the access URL.
+    pub(crate) agent_url: String,
     pub(crate) created_at: Stamp,
     pub(crate) updated_at: Stamp,
     pub(crate) last_used_at: Stamp,
@@ -29,6 +31,7 @@ impl FromRow<'_, SqliteRow> for Workspace {
             owner_name: row.try_get("owner_name")?,
             name: row.try_get("name")?,
             deleted: row.try_get("deleted")?,
+            agent_url: row.try_get("agent_url")?,
             created_at: stamp(row, "created_at")?,
             updated_at: stamp(row, "updated_at")?,
             last_used_at: stamp(row, "last_used_at")?,
@@ -54,6 +57,15 @@ impl Transition {
         }
     }
 
+    /// What a build's log calls its one stage.
+    pub(crate) const fn stage(self) -> &'static str {
+        match self {
+            Self::Start => "Starting workspace",
+            Self::Stop => "Stopping workspace",
+            Self::Delete => "Deleting workspace",
+        }
+    }
+
     /// Reads the word.
     pub(crate) fn from_word(word: &str) -> Option<Self> {
         [Self::Start, Self::Stop, Self::Delete].into_iter().find(|t| t.as_str() == word)
@@ -71,7 +83,11 @@ pub(crate) struct Build {
     pub(crate) initiator_id: Uuid,
     pub(crate) job_id: Uuid,
     pub(crate) resource_id: Uuid,
+    pub(crate) status: BuildStatus,
+    /// Why it failed; empty where it did not.
+    pub(crate) error: String,
     pub(crate) created_at: Stamp,
+    pub(crate) completed_at: Option<Stamp>,
 }
 
 impl FromRow<'_, SqliteRow> for Build {
@@ -87,7 +103,10 @@ impl FromRow<'_, SqliteRow> for Build {
             initiator_id: row.try_get("initiator_id")?,
             job_id: row.try_get("job_id")?,
             resource_id: row.try_get("resource_id")?,
+            status: BuildStatus::from_word(row.try_get("status")?),
+            error: row.try_get("error")?,
             created_at: stamp(row, "created_at")?,
+            completed_at: maybe_stamp(row, "completed_at")?,
         })
     }
 }
@@ -123,7 +142,7 @@ impl Store {
         .execute(&mut *turn)
         .await?;
         let build = NewBuild { workspace: id, transition: Transition::Start, reason: "initiator", initiator: owner };
-        insert_build(&mut turn, now, build).await?;
+        insert_build(&mut turn, now, build, BuildStatus::Succeeded).await?;
         sqlx::query(
             "INSERT INTO agents (id, workspace_id, name, token_hash, created_at, updated_at)
              VALUES ($1, $2, $3, $4, $5, $5)",
@@ -184,18 +203,44 @@ impl Store {
         Ok(row.bind(owner).bind(id).fetch_one(&self.pool).await?)
     }
 
-    /// Adds a build; one that deletes takes the workspace out of sight.
+    /// Adds a build that is done at once; one that deletes takes the workspace out of sight.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] while another build of the workspace is under way.
     pub(crate) async fn insert_build(&self, now: Stamp, build: NewBuild<'_>) -> Result<Build> {
+        self.add_build(now, build, BuildStatus::Succeeded).await
+    }
+
+    pub(super) async fn add_build(&self, now: Stamp, build: NewBuild<'_>, status: BuildStatus) -> Result<Build> {
         let mut turn = self.turn().await?;
-        let row = insert_build(&mut turn, now, build).await?;
+        let running = sqlx::query("SELECT 1 FROM builds WHERE workspace_id = $1 AND status = 'running'").bind(build.workspace);
+        if running.fetch_optional(&mut *turn).await?.is_some() {
+            return Err(StoreError::Busy);
+        }
+        let row = insert_build(&mut turn, now, build, status).await?;
         sqlx::query("UPDATE workspaces SET updated_at = $2, deleted = $3 WHERE id = $1")
             .bind(build.workspace)
             .bind(now.micros())
-            .bind(build.transition == Transition::Delete)
+            .bind(build.transition == Transition::Delete && status == BuildStatus::Succeeded)
             .execute(&mut *turn)
             .await?;
         turn.commit().await?;
         Ok(row)
+    }
+
+    /// Notes where the agent of a workspace reaches the server.
+    pub(crate) async fn set_agent_url(&self, workspace: Uuid, url: &str) -> Result<()> {
+        let done = sqlx::query("UPDATE workspaces SET agent_url = $2 WHERE id = $1").bind(workspace).bind(url);
+        done.execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Gives the agent of a workspace a new token, which exists nowhere else; the old one is over.
+    pub(crate) async fn renew_agent_token(&self, now: Stamp, workspace: Uuid) -> Result<AgentToken> {
+        let token = AgentToken::generate()?;
+        let done = sqlx::query("UPDATE agents SET token_hash = $2, updated_at = $3 WHERE workspace_id = $1 AND name = $4");
+        done.bind(workspace).bind(token.hash().as_bytes()).bind(now.micros()).bind(AGENT_NAME).execute(&self.pool).await?;
+        Ok(token)
     }
 
     /// Gives the agent of `owner`'s workspace `name` a new token, making the workspace where it is missing and starting
@@ -209,10 +254,7 @@ impl Store {
             let (transition, reason) = (Transition::Start, "initiator");
             self.insert_build(now, NewBuild { workspace: workspace.id, transition, reason, initiator: owner }).await?;
         }
-        let token = AgentToken::generate()?;
-        let done = sqlx::query("UPDATE agents SET token_hash = $2, updated_at = $3 WHERE workspace_id = $1 AND name = $4");
-        done.bind(workspace.id).bind(token.hash().as_bytes()).bind(now.micros()).bind(AGENT_NAME).execute(&self.pool).await?;
-        Ok(token)
+        self.renew_agent_token(now, workspace.id).await
     }
 
     /// The agents of a workspace, by name.
@@ -227,10 +269,11 @@ fn concat_select(rest: &'static str) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("{SELECT}{rest}"))
 }
 
-async fn insert_build(turn: &mut sqlx::SqliteConnection, now: Stamp, build: NewBuild<'_>) -> Result<Build> {
+async fn insert_build(turn: &mut sqlx::SqliteConnection, now: Stamp, build: NewBuild<'_>, status: BuildStatus) -> Result<Build> {
     let row = sqlx::query_as(
-        "INSERT INTO builds (id, workspace_id, number, transition, reason, initiator_id, job_id, resource_id, created_at)
-         SELECT $1, $2, coalesce(max(number), 0) + 1, $3, $4, $5, $6, $7, $8 FROM builds WHERE workspace_id = $2
+        "INSERT INTO builds (id, workspace_id, number, transition, reason, initiator_id, job_id, resource_id, created_at,
+                             status, completed_at)
+         SELECT $1, $2, coalesce(max(number), 0) + 1, $3, $4, $5, $6, $7, $8, $9, $10 FROM builds WHERE workspace_id = $2
          RETURNING *",
     )
     .bind(Uuid::new_v4())
@@ -240,6 +283,15 @@ async fn insert_build(turn: &mut sqlx::SqliteConnection, now: Stamp, build: NewB
     .bind(build.initiator)
     .bind(Uuid::new_v4())
     .bind(Uuid::new_v4())
-    .bind(now.micros());
-    Ok(row.fetch_one(turn).await?)
+    .bind(now.micros())
+    .bind(status.as_str())
+    .bind((status != BuildStatus::Running).then_some(now.micros()));
+    let build: Build = row.fetch_one(&mut *turn).await?;
+    sqlx::query("INSERT INTO build_logs (build_id, created_at, level, stage, output) VALUES ($1, $2, 'info', $3, '')")
+        .bind(build.id)
+        .bind(now.micros())
+        .bind(build.transition.stage())
+        .execute(turn)
+        .await?;
+    Ok(build)
 }

@@ -1,9 +1,13 @@
 //! The server as its clients see it: over TCP on loopback, with a client of few lines that hides nothing.
 
 mod access;
+mod builds;
+mod keys;
 mod life;
+mod operation;
 mod requests;
 mod sockets;
+mod tls;
 mod tunnel;
 
 use super::{
@@ -25,17 +29,8 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn config(folder: &Path) -> Config {
-    Config {
-        http_address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        access_url: None,
-        data_dir: folder.to_owned(),
-        stun: StunAddress::Off,
-        dev: None,
-        block_direct: false,
-        force_websockets: false,
-        derp_config: None,
-        ssh_hosts: SshHosts::default(),
-    }
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config { stun: StunAddress::Off, rate_limits: None, ..Config::new(address, folder.to_owned()) }
 }
 
 /// A server with two users and what belongs to the first.

@@ -20,12 +20,12 @@ use crate::{
 use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-fn http(world: &World, token: Option<&str>) -> Http {
+pub(super) fn http(world: &World, token: Option<&str>) -> Http {
     Http::new(&format!("http://{}", world.address()), token.map(Token::new), HttpOptions::default()).unwrap()
 }
 
 /// One end of a control socket.
-struct Peer<S> {
+pub(super) struct Peer<S> {
     socket: WebSocket<S>,
     session: ClientSession,
     /// What came and was not asked for yet.
@@ -37,7 +37,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         Self { socket, session: ClientSession::new(role, clock::now()), events: Vec::new() }
     }
 
-    async fn flush(&mut self) {
+    pub(super) async fn flush(&mut self) {
         loop {
             let mut out = Vec::new();
             self.session.poll_output(&mut out);
@@ -80,7 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         reply.await.expect("the socket ended")
     }
 
-    async fn update(&mut self, wanted: PeerUpdateKind) -> tailnet::PeerUpdate {
+    pub(super) async fn update(&mut self, wanted: PeerUpdateKind) -> tailnet::PeerUpdate {
         let update = self.until(|event| match event {
             ClientEvent::PeerUpdate(update) if update.kind == i32::from(wanted) => Some((**update).clone()),
             _ => None,
@@ -89,18 +89,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     }
 }
 
-type Dialled = Peer<Box<dyn crate::driver::http::Io>>;
+pub(super) type Dialled = Peer<Box<dyn crate::driver::http::Io>>;
 
-async fn agent(world: &World) -> Dialled {
+pub(super) async fn agent(world: &World) -> Dialled {
     let path = "/api/v2/workspaceagents/me/rpc?version=2.0&role=agent";
     Peer::new(http(world, Some(&world.agent_token)).websocket(path, None).await.unwrap(), ClientRole::Agent)
 }
 
-async fn client(world: &World, more: &str) -> Dialled {
+pub(super) async fn client(world: &World, more: &str) -> Dialled {
     let path = format!("/api/v2/workspaceagents/{}/coordinate?version=2.0{more}", world.agent.id);
     let mut peer = Peer::new(http(world, Some(&world.admin)).websocket(&path, None).await.unwrap(), ClientRole::Client);
     peer.session.add_tunnel(world.agent.id);
     peer
+}
+
+impl Dialled {
+    /// Announces a node as the agent of `world`.
+    pub(super) async fn announce_agent(&mut self, world: &World) {
+        self.session.open_coordination();
+        self.session.set_self(Some(node(1, &agent_addresses(world.agent.id))));
+        self.flush().await;
+    }
+}
+
+/// The relay map of the manifest of the agent with this token.
+pub(super) async fn relay_map_of(world: &World, token: &str) -> tailnet::DerpMap {
+    let path = "/api/v2/workspaceagents/me/rpc?version=2.0&role=agent";
+    let mut agent = Peer::new(http(world, Some(token)).websocket(path, None).await.unwrap(), ClientRole::Agent);
+    let reply = agent.call(agent::GET_MANIFEST, &()).await.unwrap();
+    agent::Manifest::decode(reply.as_slice()).unwrap().derp_map.unwrap()
 }
 
 fn node(seed: u64, addresses: &[std::net::Ipv6Addr]) -> tailnet::Node {

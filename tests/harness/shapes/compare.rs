@@ -5,11 +5,9 @@ use serde_json::Value;
 use std::net::SocketAddr;
 
 /// Headers that no client of ours or Go's needs from us.
-const NOT_OURS: [&str; 3] = [
+const NOT_OURS: [&str; 2] = [
     // Go clients would warn of a version that is not theirs.
     "x-coder-build-version",
-    // There are no rate limits.
-    "x-ratelimit-limit",
     // How a body is cut is HTTP's matter.
     "transfer-encoding",
 ];

@@ -1,0 +1,250 @@
+//! `coder start`, `stop`, `restart`, `update` and `delete`: builds of a workspace with their logs (`cli.md` §2.3).
+
+use super::{
+    args::{Global, go_bool},
+    deployment::{Deployment, explain},
+    output,
+    ready::find,
+    target::{HostNames, Target},
+};
+use crate::{
+    base::Instant,
+    client::{Build, BuildLine, Client, Transition, Workspace},
+    driver::{clock, http::HttpError, terminal::Terminals, websocket::Message},
+};
+use anyhow::{Context as _, anyhow, bail};
+use clap::{Args, builder::PossibleValuesParser};
+use std::{io::BufRead as _, time::Duration};
+use tokio::time::{sleep, timeout};
+
+/// How long a build may take.
+const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// How long a log may be quiet before the build itself is looked at.
+const QUIET: Duration = Duration::from_secs(30);
+/// Pause before a log that broke off is asked for again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Flags of `coder start`.
+#[derive(Debug, Args)]
+pub(super) struct Start {
+    /// [OWNER/]WORKSPACE
+    workspace: String,
+    #[command(flatten)]
+    yes: Yes,
+    /// Why: for editors
+    #[arg(long, default_value = "cli", hide = true, value_parser = PossibleValuesParser::new(["cli", "vscode_connection", "jetbrains_connection"]))]
+    reason: String,
+    /// Do not wait for the end
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    no_wait: bool,
+}
+
+/// Flags of `coder stop`, `restart`, `update` and `delete`.
+#[derive(Debug, Args)]
+pub(super) struct Change {
+    /// [OWNER/]WORKSPACE
+    workspace: String,
+    #[command(flatten)]
+    yes: Yes,
+}
+
+#[derive(Debug, Args)]
+struct Yes {
+    /// Ask nothing
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    yes: bool,
+}
+
+pub(super) async fn start(global: &Global, args: &Start) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    let name = &workspace.name;
+    if is_running(&workspace) {
+        output::line(&format!("\nThe {name} workspace is already running!"))?;
+        return Ok(0);
+    }
+    let build = begin(&client, &workspace, Transition::Start, &args.reason, None).await?;
+    if args.no_wait {
+        output::line(&format!("\nThe {name} workspace is being started."))?;
+        return Ok(0);
+    }
+    finish(&client, &workspace, &build, "started").await?;
+    done(name, "started")
+}
+
+pub(super) async fn stop(global: &Global, args: &Change) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    confirm(&args.yes, &format!("Stop the workspace {}, with all sessions in it?", workspace.name))?;
+    let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
+    finish(&client, &workspace, &build, "stopped").await?;
+    done(&workspace.name, "stopped")
+}
+
+pub(super) async fn restart(global: &Global, args: &Change) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    confirm(&args.yes, &format!("Restart the workspace {}, ending all sessions in it?", workspace.name))?;
+    let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
+    finish(&client, &workspace, &build, "stopped").await?;
+    let build = begin(&client, &workspace, Transition::Start, "cli", None).await?;
+    finish(&client, &workspace, &build, "started").await?;
+    done(&workspace.name, "restarted")
+}
+
+pub(super) async fn update(global: &Global, args: &Change) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    if !workspace.outdated {
+        output::line("Workspace is up-to-date.")?;
+        return Ok(0);
+    }
+    confirm(&args.yes, &format!("Update the workspace {}, ending all sessions in it?", workspace.name))?;
+    if is_running(&workspace) {
+        let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
+        finish(&client, &workspace, &build, "stopped").await?;
+    }
+    let build = begin(&client, &workspace, Transition::Start, "cli", workspace.template_active_version_id).await?;
+    finish(&client, &workspace, &build, "started").await?;
+    done(&workspace.name, "updated")
+}
+
+pub(super) async fn delete(global: &Global, args: &Change) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    confirm(&args.yes, &format!("Delete the workspace {} for ever?", workspace.name))?;
+    let build = begin(&client, &workspace, Transition::Delete, "cli", None).await?;
+    finish(&client, &workspace, &build, "deleted").await?;
+    done(&workspace.name, "deleted")
+}
+
+async fn open(global: &Global, argument: &str) -> anyhow::Result<(Client, Workspace)> {
+    let deployment = Deployment::open(global).await?;
+    let workspace = find(&deployment.client, &Target::parse(argument, &HostNames::default())).await?;
+    Ok((deployment.client, workspace))
+}
+
+fn is_running(workspace: &Workspace) -> bool {
+    workspace.latest_build.transition == Transition::Start && workspace.latest_build.status == "running"
+}
+
+/// Asks whoever sits at the terminal.
+fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
+    if yes.yes {
+        return Ok(());
+    }
+    if !Terminals::of_process().input {
+        bail!("{question} There is nobody to ask: pass --yes to agree");
+    }
+    output::note(&format!("{question} (yes/no)"));
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") { Ok(()) } else { Err(anyhow!("nothing was done")) }
+}
+
+async fn begin(
+    client: &Client,
+    workspace: &Workspace,
+    transition: Transition,
+    reason: &str,
+    version: Option<uuid::Uuid>,
+) -> anyhow::Result<Build> {
+    let refused = |e: HttpError| explain(e).context(format!("workspace {:?} cannot be changed", workspace.name));
+    client.build_workspace(workspace.id, transition, reason, version).await.map_err(refused)
+}
+
+/// Shows the log of a build to its end.
+async fn finish(client: &Client, workspace: &Workspace, build: &Build, what: &str) -> anyhow::Result<()> {
+    let name = &workspace.name;
+    let ended = timeout(BUILD_LIMIT, follow(client, build)).await;
+    let ended =
+        ended.with_context(|| format!("workspace {name:?} was not {what} within {} min", BUILD_LIMIT.as_secs() / 60))??;
+    match ended.job.error.as_str() {
+        "" if ended.job.status == "succeeded" => Ok(()),
+        "" => bail!("workspace {name:?} was not {what}: its build {}", ended.job.status),
+        error => bail!("workspace {name:?} was not {what}: {error}"),
+    }
+}
+
+fn done(name: &str, what: &str) -> anyhow::Result<u8> {
+    let since = clock::wall().since_unix();
+    let now = jiff::Timestamp::new(i64::try_from(since.as_secs()).unwrap_or(0), 0).unwrap_or_default();
+    let now = now.to_zoned(jiff::tz::TimeZone::system());
+    output::line(&format!("\nThe {name} workspace has been {what} at {}!", now.strftime("%b %e %H:%M:%S")))?;
+    Ok(0)
+}
+
+/// Follows a build's log until the build is done.
+async fn follow(client: &Client, build: &Build) -> anyhow::Result<Build> {
+    let mut shown = Stages::default();
+    loop {
+        let read = read_log(client, build, &mut shown).await;
+        let now = client.build(build.id).await.map_err(explain)?;
+        if now.job.is_done() {
+            if read.is_err() {
+                // What came after the log broke off.
+                for line in client.build_lines(build.id, shown.after).await.map_err(explain)? {
+                    shown.line(&line)?;
+                }
+            }
+            shown.end(now.job.status == "succeeded")?;
+            return Ok(now);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Shows lines as they come, until the server closes the log or is quiet for long.
+async fn read_log(client: &Client, build: &Build, shown: &mut Stages) -> anyhow::Result<()> {
+    let mut socket = client.follow_build(build.id, shown.after).await.map_err(explain)?;
+    loop {
+        match timeout(QUIET, socket.next()).await.context("the log is quiet")? {
+            Some(Ok(Message::Text(text))) => {
+                let line: BuildLine = serde_json::from_slice(&text).context("the server's log line cannot be read")?;
+                shown.line(&line)?;
+            }
+            Some(Ok(Message::Close { .. })) | None => return Ok(()),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// The stages of a build as they were shown so far.
+#[derive(Debug, Default)]
+struct Stages {
+    /// The newest line that was shown.
+    after: i64,
+    now: Option<(String, Instant)>,
+}
+
+impl Stages {
+    fn line(&mut self, line: &BuildLine) -> std::io::Result<()> {
+        self.after = self.after.max(line.id);
+        if !line.stage.is_empty() && self.now.as_ref().is_none_or(|(stage, _)| *stage != line.stage) {
+            self.end(true)?;
+            output::line(&format!("==> ⧗ {}", line.stage))?;
+            self.now = Some((line.stage.clone(), clock::now()));
+        }
+        if line.output.is_empty() { Ok(()) } else { output::line(&printable(&line.output)) }
+    }
+
+    /// Ends the stage that is under way.
+    fn end(&mut self, good: bool) -> std::io::Result<()> {
+        let Some((stage, since)) = self.now.take() else { return Ok(()) };
+        let sign = if good { '✔' } else { '✘' };
+        output::line(&format!("=== {sign} {stage} [{}ms]", (clock::now() - since).as_millis()))
+    }
+}
+
+/// A log line without what would drive the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\t').collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_line_cannot_drive_the_terminal() {
+        assert_eq!(printable("\x1b[2Jred\x07\tx\r"), "[2Jred\tx");
+    }
+}

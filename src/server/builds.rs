@@ -1,0 +1,292 @@
+//! Builds: what happens when a workspace is started, stopped or deleted.
+//!
+//! Without commands a build only says what was asked for: a stopped workspace's agent is turned away, a started one's is
+//! let in, and the build is done at once. With commands it runs one: `sh -c COMMAND` in a process group of its own, its
+//! output is the build's log, and an exit status other than 0 is the build's failure. It gets, in its environment,
+//!
+//! | variable | holds |
+//! |---|---|
+//! | `CODER_WORKSPACE_NAME`, `_ID` | the workspace |
+//! | `CODER_WORKSPACE_OWNER`, `_OWNER_ID` | whose it is |
+//! | `CODER_WORKSPACE_TRANSITION` | `start`, `stop` or `delete` |
+//! | `CODER_WORKSPACE_BUILD_ID` | the build |
+//! | `CODER_AGENT_URL`, `CODER_AGENT_TOKEN` | what the agent is started with; the token is a fresh one, at a start alone |
+//!
+//! and nothing of the server's own login. What it leaves running in the background must not keep its output open.
+
+use super::{
+    answer::{Answer, ApiError},
+    app::App,
+    store::{Build, BuildLine, NewBuild, StoreError, Transition, Workspace},
+    time::Stamp,
+    token::AgentToken,
+};
+use axum::http::StatusCode;
+use std::{io, process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::{Child, Command},
+    time::{Instant, sleep_until, timeout},
+};
+
+/// How long output may come after the command itself has ended.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// How long a command may take to end when asked.
+const END_TIME: Duration = Duration::from_secs(2);
+/// The longest line of a log; what is longer becomes several.
+const MAX_LINE: usize = 4 << 10;
+/// Bytes of one read.
+const READ_BYTES: usize = 16 << 10;
+
+/// The commands that start and stop workspaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Run when a workspace is started; it sees to it that the agent runs.
+    pub start: Option<String>,
+    /// Run when a workspace is stopped or deleted.
+    pub stop: Option<String>,
+    /// How long a command may take.
+    pub limit: Duration,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { start: None, stop: None, limit: Duration::from_secs(600) }
+    }
+}
+
+impl Hooks {
+    fn command(&self, transition: Transition) -> Option<&String> {
+        match transition {
+            Transition::Start => self.start.as_ref(),
+            Transition::Stop | Transition::Delete => self.stop.as_ref(),
+        }
+    }
+}
+
+/// Makes a build of `workspace` and begins what belongs to it. A start command gets `token`, or a fresh one. Sessions end with a workspace that is stopped or deleted.
+///
+/// # Errors
+/// When another build is under way, or the store fails.
+pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<Build> {
+    let now = Stamp::now();
+    // What can fail comes before the build: one that is under way keeps others out until its end.
+    let agents = app.store().agents(workspace.id).await?;
+    let command = app.settings().hooks.command(new.transition).cloned();
+    let made = match command {
+        Some(_) => app.store().begin_build(now, new).await,
+        None => app.store().insert_build(now, new).await,
+    };
+    let build = made.map_err(|error| match error {
+        StoreError::Busy => ApiError::new(StatusCode::CONFLICT, "A workspace build is already active.")
+            .with_detail("Wait for its end: its log tells how far it is."),
+        other => other.into(),
+    })?;
+    if new.transition != Transition::Start {
+        agents.iter().for_each(|agent| app.agents().dismiss(agent.id));
+    }
+    app.announce(workspace.id);
+    if let Some(command) = command {
+        let token = match (new.transition, token) {
+            (Transition::Start, None) => match app.store().renew_agent_token(now, workspace.id).await {
+                Ok(token) => Some(token),
+                Err(error) => {
+                    app.store().end_build(now, build.id, Some("the agent got no token")).await?;
+                    return Err(error.into());
+                }
+            },
+            (Transition::Start, given) => given,
+            (Transition::Stop | Transition::Delete, _) => None,
+        };
+        let run = Run { app: app.clone(), workspace: workspace.clone(), build: build.clone(), command, token };
+        app.spawn(run.finish());
+    }
+    Ok(build)
+}
+
+fn line(transition: Transition, level: &str, output: String) -> BuildLine {
+    BuildLine { id: 0, created_at: Stamp::now(), level: level.to_owned(), stage: transition.stage().to_owned(), output }
+}
+
+/// One command of one build.
+struct Run {
+    app: App,
+    workspace: Workspace,
+    build: Build,
+    command: String,
+    token: Option<AgentToken>,
+}
+
+impl Run {
+    async fn finish(self) {
+        let error = self.run().await.err();
+        if let Some(error) = &error {
+            self.note(vec![line(self.build.transition, "error", error.clone())]).await;
+        }
+        if let Err(error) = self.app.store().end_build(Stamp::now(), self.build.id, error.as_deref()).await {
+            tracing::error!(%error, "the end of a build cannot be noted");
+        }
+        self.app.announce(self.build.id);
+        self.app.announce(self.workspace.id);
+    }
+
+    fn spawn(&self) -> io::Result<Child> {
+        let url = if self.workspace.agent_url.is_empty() { self.app.access_url() } else { &self.workspace.agent_url };
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(&self.command)
+            .env_remove("CODER_SESSION_TOKEN")
+            .env_remove("CODER_AGENT_TOKEN")
+            .env("CODER_WORKSPACE_NAME", &self.workspace.name)
+            .env("CODER_WORKSPACE_ID", self.workspace.id.to_string())
+            .env("CODER_WORKSPACE_OWNER", &self.workspace.owner_name)
+            .env("CODER_WORKSPACE_OWNER_ID", self.workspace.owner_id.to_string())
+            .env("CODER_WORKSPACE_TRANSITION", self.build.transition.as_str())
+            .env("CODER_WORKSPACE_BUILD_ID", self.build.id.to_string())
+            .env("CODER_AGENT_URL", url)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(token) = &self.token {
+            command.env("CODER_AGENT_TOKEN", token.expose());
+        }
+        #[cfg(unix)]
+        command.process_group(0);
+        command.spawn()
+    }
+
+    /// Runs the command; the error is a line for people.
+    async fn run(&self) -> Result<(), String> {
+        let limit = self.app.settings().hooks.limit;
+        let mut child = self.spawn().map_err(|error| format!("the command cannot be run: {error}"))?;
+        let (mut out, mut err) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
+        let until = Instant::now() + limit;
+        let mut ended = None;
+        // Output may go on for a moment after the end, and for ever where something in the background holds it open.
+        let mut last = until;
+        while ended.is_none() || !out.done() || !err.done() {
+            let (lines, level) = tokio::select! {
+                lines = out.next(), if !out.done() => (lines, "info"),
+                lines = err.next(), if !err.done() => (lines, "error"),
+                status = child.wait(), if ended.is_none() => {
+                    ended = Some(status.map_err(|error| format!("the command cannot be waited for: {error}"))?);
+                    last = Instant::now() + LAST_OUTPUT;
+                    continue;
+                }
+                () = sleep_until(last) => break,
+                () = self.app.stopping().cancelled() => {
+                    end(&mut child).await;
+                    return Err("the server was stopped while the command ran".to_owned());
+                }
+            };
+            self.note(lines.into_iter().map(|text| line(self.build.transition, level, self.without_token(text))).collect()).await;
+        }
+        match ended {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(format!("the command failed: {status}")),
+            None => {
+                end(&mut child).await;
+                Err(format!("the command took longer than {} s and was ended", limit.as_secs()))
+            }
+        }
+    }
+
+    /// Logs are for all who may see the workspace; the token is for its agent alone.
+    fn without_token(&self, text: String) -> String {
+        match self.token.as_ref().map(AgentToken::expose) {
+            Some(token) if text.contains(&token) => text.replace(&token, "(token)"),
+            _ => text,
+        }
+    }
+
+    async fn note(&self, lines: Vec<BuildLine>) {
+        if lines.is_empty() {
+            return;
+        }
+        match self.app.store().insert_build_lines(self.build.id, &lines).await {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!("a build's log is full"),
+            Err(error) => tracing::error!(%error, "a build's log cannot be kept"),
+        }
+        self.app.announce(self.build.id);
+    }
+}
+
+/// Ends a command and all it started in its group.
+async fn end(child: &mut Child) {
+    #[cfg(unix)]
+    if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
+        use rustix::process::{Signal, kill_process_group};
+        // It may have ended this instant.
+        let _ = kill_process_group(group, Signal::TERM);
+        let ended = timeout(END_TIME, child.wait()).await;
+        let _ = kill_process_group(group, Signal::KILL);
+        if ended.is_ok() {
+            return;
+        }
+    }
+    let _ = child.kill().await;
+}
+
+/// A stream's lines.
+struct Lines<R> {
+    from: Option<R>,
+    buffer: Box<[u8]>,
+    rest: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn of(from: Option<R>) -> Self {
+        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new() }
+    }
+
+    const fn done(&self) -> bool {
+        self.from.is_none()
+    }
+
+    /// The next whole lines; at the end of the stream what is left.
+    ///
+    /// # Cancel safety
+    /// Nothing that was read is lost when the future is dropped.
+    async fn next(&mut self) -> Vec<String> {
+        let Some(from) = &mut self.from else { return Vec::new() };
+        let n = from.read(&mut self.buffer).await.unwrap_or(0);
+        if n == 0 {
+            self.from = None;
+        }
+        self.rest.extend_from_slice(self.buffer.get(..n).unwrap_or_default());
+        let mut lines = Vec::new();
+        while let Some(length) = self.line_length() {
+            let bytes: Vec<u8> = self.rest.drain(..length).collect();
+            lines.push(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).replace('\0', ""));
+        }
+        lines
+    }
+
+    fn line_length(&self) -> Option<usize> {
+        match self.rest.iter().position(|b| *b == b'\n') {
+            Some(at) if at < MAX_LINE => Some(at + 1),
+            _ if self.rest.len() >= MAX_LINE => Some(MAX_LINE),
+            _ if self.from.is_none() && !self.rest.is_empty() => Some(self.rest.len()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_come_whole_long_ones_in_pieces_and_the_last_without_its_end() {
+        let text = format!("one\r\ntwo\n{}\nlast", "x".repeat(MAX_LINE + 3));
+        let mut lines = Lines::of(Some(text.as_bytes()));
+        let mut all = Vec::new();
+        while !lines.done() {
+            all.extend(lines.next().await);
+        }
+        assert_eq!(all, ["one", "two", &"x".repeat(MAX_LINE), "xxx", "last"]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Workspaces that commands start and stop, agents with a URL of their own, and a deployment with TLS.
+
+use crate::harness::{
+    Process, Server,
+    process::{run, text},
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use std::{fs, process::Output};
+
+fn coder(server: &Server, args: &[&str]) -> Output {
+    run(server.coder(args), b"")
+}
+
+fn done(out: &Output) -> String {
+    assert_eq!(out.status.code(), Some(0), "{}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+#[test]
+fn a_command_starts_the_agent_and_another_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid = folder.path().join("pid");
+    let program = crate::harness::coder();
+    let start = format!(
+        "echo starting $CODER_WORKSPACE_NAME; '{}' agent --quiet > /dev/null 2>&1 & echo $! > '{}'",
+        program.display(),
+        pid.display()
+    );
+    let stop = format!("echo stopping $CODER_WORKSPACE_NAME; kill $(cat '{}')", pid.display());
+    let server = Server::start(&["--workspace-start-command", &start, "--workspace-stop-command", &stop]);
+    server.create("dev");
+    let hello = |expected: &str| {
+        let out = coder(&server, &["ssh", "dev", "--", "echo", expected]);
+        assert_eq!(done(&out), format!("{expected}\n"));
+    };
+    hello("first");
+    let log = done(&coder(&server, &["stop", "--yes", "dev"]));
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines[..2], ["==> ⧗ Stopping workspace", "stopping dev"], "{log}");
+    assert!(lines[2].starts_with("=== ✔ Stopping workspace [") && lines[3].is_empty(), "{log}");
+    assert!(lines[4].starts_with("The dev workspace has been stopped at ") && lines[4].ends_with('!'), "{log}");
+    let out = coder(&server, &["ssh", "--disable-autostart", "dev", "--", "true"]);
+    assert_eq!(out.status.code(), Some(1));
+    let log = done(&coder(&server, &["start", "--yes", "me/dev", "--reason", "vscode_connection"]));
+    assert!(log.contains("starting dev\n") && log.contains("The dev workspace has been started at "), "{log}");
+    hello("second");
+    assert_eq!(done(&coder(&server, &["start", "dev"])), "\nThe dev workspace is already running!\n");
+    let log = done(&coder(&server, &["restart", "-y", "dev"]));
+    assert!(log.contains("stopping dev\n") && log.contains("starting dev\n") && log.contains("has been restarted at "), "{log}");
+    hello("third");
+    assert_eq!(done(&coder(&server, &["update", "dev"])), "Workspace is up-to-date.\n");
+    let log = done(&coder(&server, &["delete", "--yes", "dev"]));
+    assert!(log.contains("stopping dev\n") && log.contains("The dev workspace has been deleted at "), "{log}");
+    assert!(!done(&coder(&server, &["list", "-o", "json"])).contains("\"dev\""));
+}
+
+#[test]
+fn a_failed_build_is_told_and_nobody_is_asked_without_a_terminal() {
+    let server = Server::start(&["--workspace-stop-command", "echo no way; exit 7"]);
+    server.create("dev");
+    let out = coder(&server, &["stop", "--yes", "dev"]);
+    let (log, said) = (text(&out.stdout), text(&out.stderr));
+    assert_eq!(out.status.code(), Some(1));
+    assert!(log.contains("no way\n") && log.contains("=== ✘ Stopping workspace ["), "{log}");
+    assert!(said.contains("was not stopped") && said.contains("exit status: 7") && said.lines().count() == 1, "{said}");
+    for command in ["stop", "restart", "delete"] {
+        let out = coder(&server, &[command, "dev"]);
+        assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{command}");
+        assert!(text(&out.stderr).contains("--yes"), "{command}: {}", text(&out.stderr));
+    }
+    let out = coder(&server, &["start", "--yes", "nosuch"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("nosuch"), "{}", text(&out.stderr));
+    let out = coder(&server, &["start", "--yes", "--reason", "foo", "dev"]);
+    assert!(text(&out.stderr).contains("vscode_connection"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn an_agent_starts_with_the_url_that_was_chosen_for_it() {
+    let server = Server::start(&[]);
+    let url = server.url.replace("127.0.0.1", "localhost");
+    let out = done(&coder(&server, &["create", "two", "--agent-url", &url]));
+    let line = out.lines().map(str::trim).find(|line| line.starts_with("CODER_AGENT_URL=")).unwrap();
+    assert!(line.starts_with(&format!("CODER_AGENT_URL={url} ")), "{line}");
+    let token = line.split("CODER_AGENT_TOKEN=").nth(1).unwrap().split(' ').next().unwrap();
+    let mut command = server.agent_command(None, token);
+    command.env("CODER_AGENT_URL", &url);
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    assert_eq!(done(&coder(&server, &["ssh", "two", "--", "echo hello"])), "hello\n");
+    let out = coder(&server, &["create", "three", "--agent-url", "localhost"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("http"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_session_goes_over_https_from_end_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let roots = file("roots.pem", &params.self_signed(&key).unwrap().pem());
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let issued = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let (certificate, key) = (file("tls.crt", &issued.pem()), file("tls.key", &key.serialize_pem()));
+    let flags = ["--tls-enable", "--tls-address", "127.0.0.1:0", "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let server = Server::start(&flags);
+    assert!(server.url.starts_with("https://127.0.0.1:"), "{}", server.url);
+    let coder = |args: &[&str]| {
+        let mut command = server.coder(args);
+        command.env("SSL_CERT_FILE", &roots);
+        run(command, b"")
+    };
+    let out = done(&coder(&["create", "dev"]));
+    let token = out.split("CODER_AGENT_TOKEN=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let mut command = server.agent_command(None, &token);
+    command.env("SSL_CERT_FILE", &roots);
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    for flags in [&["ssh", "dev"][..], &["--disable-direct-connections", "ssh", "dev"]] {
+        assert_eq!(done(&coder(&[flags, &["--", "echo over https"]].concat())), "over https\n");
+    }
+    // Whoever does not know the authority is told so.
+    let out = run(server.coder(&["list"]), b"");
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("certificate"), "{}", text(&out.stderr));
+}
