@@ -8,6 +8,7 @@ mod error;
 mod tls;
 
 pub use error::{HttpError, Refusal, Validation};
+pub use tls::{Identity, PemError, certificates};
 
 use super::{
     clock,
@@ -22,7 +23,7 @@ use reqwest::{
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use url::Url;
@@ -77,6 +78,8 @@ pub struct HttpOptions {
     pub headers: Vec<(String, String)>,
     /// Trusted besides the system's roots.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// What this client shows to servers that ask who it is.
+    pub identity: Option<Identity>,
     /// Where connections go first.
     pub proxy: ProxyChoice,
 }
@@ -178,7 +181,7 @@ impl Shared {
             headers.append(name, value);
         }
         let trust = tls::Trust::new(Arc::clone(&roots), expected);
-        let config = trust.client_config().map_err(|e| HttpError::Setting(e.to_string()))?;
+        let config = trust.client_config(options.identity.as_ref()).map_err(|e| HttpError::Setting(e.to_string()))?;
         let mut builder = Client::builder()
             .tls_backend_preconfigured(config)
             .http1_only()
@@ -398,14 +401,14 @@ impl Http {
     }
 
     async fn read(&self, url: &Url, method: Method, response: reqwest::Response) -> Result<Reply, HttpError> {
-        let (status, headers) = (response.status(), response.headers().clone());
+        let (status, headers, address) = (response.status(), response.headers().clone(), response.remote_addr());
         let failed = !status.is_success();
         let body = read_body(url, response, if failed { MAX_ERROR_BODY } else { MAX_BODY }).await?;
         if failed {
             let request = format!("{} {}", reqwest::Method::from(method), url.path());
             return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
         }
-        Ok(Reply { host: host_of(url), status: status.as_u16(), headers, body })
+        Ok(Reply { host: host_of(url), status: status.as_u16(), headers, address, body })
     }
 
     fn url(&self, path: &str) -> Result<Url, HttpError> {
@@ -438,6 +441,7 @@ pub struct Reply {
     host: String,
     status: u16,
     headers: HeaderMap,
+    address: Option<SocketAddr>,
     body: Vec<u8>,
 }
 
@@ -452,6 +456,12 @@ impl Reply {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Where the connection went that brought it: to the server, or to a proxy.
+    #[must_use]
+    pub const fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// The body.

@@ -3,12 +3,14 @@
 //! The data loop holds a [`Link`] for every region its node wants open. When and whether to open one again is the
 //! node's decision; a link that is down stays down.
 
+mod check;
 mod conn;
 mod dial;
 mod lane;
 mod serve;
 mod standalone;
 
+pub use check::{RelayCheck, check};
 pub use dial::{DialError, Transport};
 pub use lane::{Bell, Incoming, LoopSide, State};
 pub use serve::RelayServer;
