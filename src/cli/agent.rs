@@ -7,7 +7,7 @@ use super::{
 use crate::{
     agent,
     driver::{
-        http::{HttpOptions, Token},
+        http::Token,
         process::{EndSignals, end_with_parent},
     },
 };
@@ -25,12 +25,8 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
     };
     let token = token(args)?;
     super::on_one_thread(async {
-        let config = agent::Config {
-            token,
-            options: HttpOptions { headers: deployment::headers(global, &url).await?, ..HttpOptions::default() },
-            port: args.tailnet_listen_port,
-            url,
-        };
+        let config =
+            agent::Config { token, options: deployment::http_options(global, &url).await?, port: args.tailnet_listen_port, url };
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = agent::run(config, async { drop(stopped.await) });

@@ -1,6 +1,9 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
-use super::{config_ssh::ConfigSsh, ignored::Ignored, life, list::COLUMNS, server::Server, ssh::KeyAgentArgs};
+use super::{
+    config_ssh::ConfigSsh, deployment::TlsFlags, ignored::Ignored, life, list::COLUMNS, login, logout, server::Server, show,
+    ssh::KeyAgentArgs, stat, tokens, whoami,
+};
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -119,16 +122,27 @@ pub(super) struct Global {
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) disable_direct_connections: bool,
     #[command(flatten)]
+    pub(super) tls: TlsFlags,
+    #[command(flatten)]
     pub(super) ignored: Ignored,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Store a login
-    Login(Login),
+    Login(Box<login::Login>),
+    /// End the stored login
+    Logout(logout::Logout),
+    /// Show as whom you are logged in, and where
+    Whoami(whoami::Whoami),
+    /// Work with tokens
+    #[command(alias = "token")]
+    Tokens(tokens::Tokens),
     /// List your workspaces
     #[command(alias = "ls")]
     List(List),
+    /// Show what a workspace is made of
+    Show(show::Show),
     /// Make a workspace and print the line that starts its agent
     Create(Create),
     /// Start a workspace
@@ -155,6 +169,10 @@ pub(super) enum Command {
     Ping(Ping),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
+    /// Look at the network between here and the relays
+    Netcheck,
+    /// Show how busy this machine is
+    Stat(stat::Stat),
     /// Show the version
     Version(Version),
     /// Run the workspace agent
@@ -172,17 +190,6 @@ pub(super) enum Output {
     Text,
     /// One JSON document
     Json,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Login {
-    /// URL of the deployment
-    #[arg(value_name = "URL")]
-    pub(super) address: Option<String>,
-    /// Store the given token itself instead of a new one made with it
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) use_token_as_session: bool,
 }
 
 #[derive(Debug, Args)]

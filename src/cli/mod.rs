@@ -12,18 +12,24 @@ mod ignored;
 mod life;
 mod list;
 mod login;
+mod logout;
 mod logs;
 mod memory;
+mod netcheck;
 mod output;
 mod ping;
 mod quickstart;
 mod ready;
 mod server;
 mod server_flags;
+mod show;
 mod speedtest;
 mod ssh;
+mod stat;
 mod target;
+mod tokens;
 mod version;
+mod whoami;
 
 use args::{Cli, Command};
 use std::process::ExitCode;
@@ -62,7 +68,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Version(args) => version::run(args),
         Command::Login(args) => on_one_thread(login::run(global, args)),
+        Command::Logout(args) => on_one_thread(logout::run(global, args)),
+        Command::Whoami(args) => on_one_thread(whoami::run(global, args)),
+        Command::Tokens(args) => on_one_thread(tokens::run(global, &args.command)),
         Command::List(args) => on_one_thread(list::run(global, args)),
+        Command::Show(args) => on_one_thread(show::run(global, args)),
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
         Command::Start(args) => on_one_thread(life::start(global, args)),
         Command::Stop(args) => on_one_thread(life::stop(global, args)),
@@ -75,6 +85,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
+        Command::Netcheck => netcheck::run(global),
+        Command::Stat(args) => on_one_thread(stat::run(args)),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),
         Command::Quickstart(args) => quickstart::run(global, args),
