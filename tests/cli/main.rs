@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
+mod accounts;
 mod config_ssh;
 mod editors;
 mod errors;
@@ -17,6 +18,8 @@ mod first;
 mod harness;
 mod life;
 mod matrix;
+mod netcheck;
+mod proxies;
 mod secrets;
 mod sessions;
 mod shapes;
