@@ -1,8 +1,16 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
 use super::{
-    config_ssh::ConfigSsh, deployment::TlsFlags, ignored::Ignored, life, list::COLUMNS, login, logout, server::Server, show,
-    ssh::KeyAgentArgs, stat, tokens, whoami,
+    config_ssh::ConfigSsh,
+    deployment::TlsFlags,
+    ignored::Ignored,
+    life,
+    list::COLUMNS,
+    login, logout,
+    server::Server,
+    show,
+    ssh::{KeyAgentArgs, RemoteForwardArgs},
+    stat, tokens, whoami,
 };
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
@@ -121,6 +129,10 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "CODER_DISABLE_DIRECT_CONNECTIONS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) disable_direct_connections: bool,
+    /// Take the standard streams for a terminal
+    #[arg(long, global = true, env = "CODER_FORCE_TTY", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) force_tty: bool,
     #[command(flatten)]
     pub(super) tls: TlsFlags,
     #[command(flatten)]
@@ -282,6 +294,8 @@ pub(super) struct Ssh {
     pub(super) usage_app: String,
     #[command(flatten)]
     pub(super) key_agent: KeyAgentArgs,
+    #[command(flatten)]
+    pub(super) forwards: RemoteForwardArgs,
 }
 
 /// Whether a session waits for the startup scripts of its workspace.

@@ -8,11 +8,16 @@ use super::{
     output,
     ready::{self, Readiness},
     target::Target,
+    timeline::Timeline,
 };
 use crate::{
-    base::{RegionId, agent_addresses},
+    base::{Instant, RegionId, agent_addresses},
     client::Client,
-    driver::control::{Control, ControlRole},
+    driver::{
+        clock,
+        control::{Control, ControlRole},
+        http::Http,
+    },
     net::{Config, Counters, DialError, Stream, Tailnet},
     wire::derp::RelayMap,
 };
@@ -59,6 +64,7 @@ pub(super) struct Tunnel {
     pub(super) relays: RelayMap,
     /// Whether the command line and the deployment allow direct paths.
     pub(super) direct: bool,
+    pub(super) timeline: Timeline,
     control: Control,
     _usage: Option<UsageReports>,
 }
@@ -71,9 +77,12 @@ impl Tunnel {
     pub(super) async fn open(deployment: &Deployment, target: &Target, wishes: Wishes) -> anyhow::Result<Self> {
         let Wishes { direct, capture, usage, readiness } = wishes;
         let client = &deployment.client;
+        let timeline = Timeline::start();
+        let began = clock::now();
         let lookup = ready::agent(client, target, readiness);
         let connection = async { client.connection().await.map_err(explain) };
         let ((workspace, agent), connection) = tokio::try_join!(lookup, connection)?;
+        timeline.ended("api", began);
 
         let http = client.http().clone();
         let mut relays = connection.derp_map;
@@ -81,6 +90,7 @@ impl Tunnel {
         relays.rewrite_embedded(&host, port, plain);
         let direct = direct && !connection.disable_direct_connections;
         let control = Control::open(http.clone(), ControlRole::Client { agent: agent.id });
+        time_coordinator(&control, &timeline);
         let tailnet = Tailnet::start(Config {
             relay_map: Some(relays.clone()),
             control: Some(control.clone()),
@@ -93,7 +103,7 @@ impl Tunnel {
         .context("cannot open the network of this process")?;
         let usage = usage.map(|app| UsageReports::start(client.clone(), workspace.id, agent.id, app));
         let [address, _] = agent_addresses(agent.id);
-        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, control, _usage: usage })
+        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, timeline, control, _usage: usage })
     }
 
     /// Connects to a port of the agent.
@@ -101,6 +111,7 @@ impl Tunnel {
     /// # Errors
     /// When the server refuses the coordination or the agent does not answer in time.
     pub(super) async fn dial(&self, port: u16) -> anyhow::Result<Stream> {
+        let began = clock::now();
         let to = SocketAddrV6::new(self.address, port, 0, 0);
         let dial = self.tailnet.dial_tcp_within(to, DIAL_LIMIT);
         tokio::pin!(dial);
@@ -116,7 +127,10 @@ impl Tunnel {
         let mut told = false;
         loop {
             tokio::select! {
-                stream = &mut dial => return stream.map_err(|e| self.explain(e)),
+                stream = &mut dial => {
+                    self.timeline.ended("first packet", began);
+                    return stream.map_err(|e| self.explain(e));
+                }
                 error = &mut refused => return Err(error),
                 () = &mut patience, if !told => {
                     told = true;
@@ -124,6 +138,18 @@ impl Tunnel {
                 }
             }
         }
+    }
+
+    /// The first byte has come: writes how long each stage took (`-v`).
+    pub(super) async fn log_timeline(&self, http: &Http, since: Instant) {
+        self.timeline.ended("first byte", since);
+        if let Some((end, took)) = http.first_lookup() {
+            self.timeline.took("resolve", end, took);
+        }
+        if let Ok(Some((end, took))) = self.tailnet.counters().await.map(|counters| counters.relays.first) {
+            self.timeline.took("relay", end, took);
+        }
+        self.timeline.log();
     }
 
     fn explain(&self, error: DialError) -> anyhow::Error {
@@ -161,6 +187,16 @@ impl Tunnel {
         }
         self.tailnet.close().await;
     }
+}
+
+/// Notes when the coordinator is there.
+fn time_coordinator(control: &Control, timeline: &Timeline) {
+    let (control, timeline, began) = (control.clone(), timeline.clone(), clock::now());
+    tokio::spawn(async move {
+        if control.connected().await.is_ok() {
+            timeline.ended("coordinator", began);
+        }
+    });
 }
 
 /// What was counted, as one line of JSON.

@@ -27,6 +27,7 @@ mod speedtest;
 mod ssh;
 mod stat;
 mod target;
+mod timeline;
 mod tokens;
 mod version;
 mod whoami;

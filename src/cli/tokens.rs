@@ -230,7 +230,7 @@ mod tests {
         for (text, seconds) in [("1d", 86_400), ("1y", 31_536_000), ("1y2d", 31_708_800), ("1d12h", 129_600), ("90m", 5_400)] {
             assert_eq!(life(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for bad in ["", "5", "d", "xd", "1d5", "-1d", "1.5d", "99999999999999999999d", "4000000000y9h"] {
+        for bad in ["", "5", "d", "xd", "1d5", "-1d", "1.5d", "99999999999999999999d", "5000000000y"] {
             assert!(life(bad).is_err(), "{bad}");
         }
         assert_eq!(go_text(YEAR), "8760h0m0s");

@@ -103,7 +103,7 @@ mod tests {
 
     fn stdout(vector: &str) -> String {
         let lines = vector.lines().skip_while(|l| *l != "## stdout").skip(1);
-        lines.take_while(|l| *l != "## stderr" && !l.starts_with("% no newline")).collect::<Vec<_>>().join("\n")
+        lines.take_while(|l| *l != "## stderr" && !l.starts_with("%% no newline")).collect::<Vec<_>>().join("\n")
     }
 
     #[test]

@@ -16,10 +16,12 @@ mod errors;
 mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod interactive;
 mod life;
 mod matrix;
 mod netcheck;
 mod proxies;
+mod remote_forward;
 mod secrets;
 mod sessions;
 mod shapes;

@@ -15,6 +15,7 @@ use super::{
     dns::{HttpResolver, Prescribed},
     websocket::{MAX_MESSAGE, WebSocket, accept_key},
 };
+use crate::base::Instant;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use error::host_of;
 use reqwest::{
@@ -149,6 +150,7 @@ pub struct Http {
 
 struct Shared {
     client: Client,
+    resolver: HttpResolver,
     options: HttpOptions,
     roots: Arc<tls::Roots>,
 }
@@ -182,10 +184,11 @@ impl Shared {
         }
         let trust = tls::Trust::new(Arc::clone(&roots), expected);
         let config = trust.client_config(options.identity.as_ref()).map_err(|e| HttpError::Setting(e.to_string()))?;
+        let resolver = HttpResolver::new(addresses);
         let mut builder = Client::builder()
             .tls_backend_preconfigured(config)
             .http1_only()
-            .dns_resolver(HttpResolver::new(addresses))
+            .dns_resolver(resolver.clone())
             .default_headers(headers)
             .user_agent(concat!("coder/", env!("CARGO_PKG_VERSION")))
             .redirect(same_origin())
@@ -206,7 +209,7 @@ impl Shared {
             }
         }
         let client = builder.build().map_err(|e| HttpError::Setting(e.to_string()))?;
-        Ok(Self { client, options, roots })
+        Ok(Self { client, resolver, options, roots })
     }
 }
 
@@ -282,6 +285,12 @@ impl Http {
     #[must_use]
     pub const fn base(&self) -> &Url {
         &self.base
+    }
+
+    /// When the first name was resolved and how long that took; `None` when no name had to be.
+    #[must_use]
+    pub fn first_lookup(&self) -> Option<(Instant, Duration)> {
+        self.shared.resolver.first()
     }
 
     /// The token, if one is sent.
