@@ -1,5 +1,6 @@
-//! What a user gets: goodput through the tunnel, direct and relayed, beside kernel TCP in the same run; the first byte of
-//! `ssh --stdio`; what an idle one costs; memory of agent and server; the size of the binary.
+//! What a user gets: goodput through the tunnel, direct and relayed, beside kernel TCP in the same run; `port-forward` beside
+//! a plain TCP proxy; the first byte of `ssh --stdio` and what an idle one costs; memory of agent and server; the size of
+//! the binary.
 //!
 //! `cargo bench --bench e2e` takes about a minute. The bulk measures run between two processes of this executable, one
 //! with its data loop beside everything else as the command line has it, one with a thread of its own as the agent has
@@ -31,7 +32,10 @@ use tailnet::{
     },
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, Lines},
+    io::{
+        AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, Lines,
+        copy_bidirectional_with_sizes,
+    },
     net::{TcpListener, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
@@ -62,6 +66,8 @@ fn main() -> Result<()> {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["sink", relay] => sink(relay).await,
             ["source", way, relay, invitation] => source(way, relay, invitation).await,
+            ["service"] => service().await,
+            ["proxy", to] => proxy(to).await,
             _ => everything().await,
         }
     })
@@ -75,6 +81,7 @@ async fn everything() -> Result<()> {
     println!("{:46} {:>16}   target (DESIGN.md, section 4)", "what", "here");
     bulk(&server.address).await?;
     let (agent, _agent_lines) = server.agent().await?;
+    forwarded(&server).await?;
     first_byte(&server).await?;
     idle(&server).await?;
     memory("agent, resident after the above", agent.id(), "≤ 20 MB");
@@ -301,7 +308,13 @@ async fn source(way: &str, server: &str, invitation: &str) -> Result<()> {
     Ok(())
 }
 
-async fn measure(mut stream: impl AsyncRead + AsyncWrite + Unpin, direction: u8) -> Result<()> {
+async fn measure(stream: impl AsyncRead + AsyncWrite + Unpin, direction: u8) -> Result<()> {
+    println!("rate {}", rate(stream, direction).await?);
+    Ok(())
+}
+
+/// What one connection carries in one direction, in Mbit/s.
+async fn rate(mut stream: impl AsyncRead + AsyncWrite + Unpin, direction: u8) -> Result<u64> {
     stream.write_all(&[direction]).await?;
     let one = async {
         if direction == b'u' {
@@ -311,8 +324,58 @@ async fn measure(mut stream: impl AsyncRead + AsyncWrite + Unpin, direction: u8)
             receive(&mut stream).await
         }
     };
-    println!("rate {}", timeout(LIMIT, one).await??);
+    timeout(LIMIT, one).await?
+}
+
+// ---- port-forward
+
+/// `coder port-forward` and a plain TCP proxy, both in front of the same service, in turn.
+async fn forwarded(server: &Server) -> Result<()> {
+    let (_service, mut lines) = start(Command::new(std::env::current_exe()?).arg("service"))?;
+    let service: SocketAddr = line(&mut lines, "at ").await?.parse()?;
+    let (_proxy, mut lines) = start(Command::new(std::env::current_exe()?).args(["proxy", &service.to_string()]))?;
+    let proxy: SocketAddr = line(&mut lines, "at ").await?.parse()?;
+    // Nobody else takes a port that was just given back, as the system gives others first.
+    let local = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let mut command = server.coder(&["port-forward", "dev", "-p", &format!("{local}:{}", service.port())]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(child.stderr.take().ok_or("no output")?).lines();
+    while !timeout(LIMIT, lines.next_line()).await??.ok_or("port-forward ended")?.contains("Ready!") {}
+    // The first one may still begin at the relay.
+    rate(TcpStream::connect(local).await?, b'd').await?;
+    for (direction, name) in [(b'u', "to the workspace"), (b'd', "from the workspace")] {
+        let (mut plain, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..MEASURES {
+            plain.push(rate(TcpStream::connect(proxy).await?, direction).await?);
+            ours.push(rate(TcpStream::connect(local).await?, direction).await?);
+        }
+        let (plain, ours) = (median(&mut plain).ok_or("no measure")?, median(&mut ours).ok_or("no measure")?);
+        row(&format!("plain TCP proxy, {name}"), &format!("{plain} Mbit/s"), "");
+        let here = format!("{ours} Mbit/s {:.2}", ratio(ours, plain));
+        row(&format!("port-forward, {name}"), &here, "≥ 2,000 Mbit/s (10 × Go there); the ratio is to the plain proxy");
+    }
     Ok(())
+}
+
+/// A service of the workspace: as [`sink`], with the kernel alone.
+async fn service() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("at {}", listener.local_addr()?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move { drop(answer(stream).await) });
+    }
+}
+
+/// What `port-forward` is measured against: the same without a tunnel.
+async fn proxy(to: &str) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("at {}", listener.local_addr()?);
+    loop {
+        let (mut near, _) = listener.accept().await?;
+        let mut far = TcpStream::connect(to).await?;
+        tokio::spawn(async move { drop(copy_bidirectional_with_sizes(&mut near, &mut far, CHUNK, CHUNK).await) });
+    }
 }
 
 // ---- the command line

@@ -52,7 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["server"]),
     ("argon2", &["server"]),
     ("tokio_websockets", &["driver"]),
-    ("hyper", &["driver", "server"]),
+    ("hyper", &["driver", "server", "agent/api"]),
     ("russh", &["agent/ssh", "cli/ssh"]),
     ("axum", &["server"]),
     ("sqlx", &["server"]),

@@ -2,7 +2,12 @@
 
 use super::{
     account::Account,
+    api,
     environment::{Profile, expand},
+    health::App,
+    metadata::Fact,
+    scripts::Script,
+    secrets::SecretFile,
 };
 use crate::{
     driver::http::Token,
@@ -12,6 +17,7 @@ use crate::{
     },
 };
 use prost::Message as _;
+use serde_json::Value;
 use std::{ffi::OsString, fmt, path::PathBuf};
 use uuid::Uuid;
 
@@ -24,6 +30,12 @@ pub(crate) struct Assignment {
     pub(crate) relay_map: RelayMap,
     pub(crate) direct: bool,
     pub(crate) force_websockets: bool,
+    /// The manifest without secrets, for whoever looks for a fault.
+    pub(crate) manifest: Value,
+    pub(crate) scripts: Vec<Script>,
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) apps: Vec<App>,
+    pub(crate) secrets: Vec<SecretFile>,
 }
 
 impl fmt::Debug for Assignment {
@@ -59,6 +71,11 @@ impl Assignment {
         let manifest = Manifest::decode(manifest)?;
         let agent = Uuid::from_slice(&manifest.agent_id).ok().filter(|id| !id.is_nil());
         let relay_map = manifest.derp_map.as_ref().ok_or(AssignmentError::NoRelayMap)?;
+        let description = api::describe(&manifest);
+        let (account, process) = (around.account, around.process);
+        let files = manifest.secrets.iter().filter(|s| !s.file_path.is_empty() && !s.file_path.contains('\0'));
+        let files =
+            files.map(|s| SecretFile { path: directory(&s.file_path, account, process), value: s.value.clone() }).collect();
         let profile = Profile {
             owner: manifest.owner_username,
             workspace: manifest.workspace_name,
@@ -74,6 +91,7 @@ impl Assignment {
             port_proxy_uri: manifest.vs_code_port_proxy_uri,
             directory: directory(&manifest.directory, around.account, around.process),
             motd: manifest.motd_path.into(),
+            script_bin: PathBuf::new(),
         };
         Ok(Self {
             agent: agent.ok_or(AssignmentError::NoAgent)?,
@@ -81,6 +99,11 @@ impl Assignment {
             relay_map: RelayMap::try_from(relay_map)?,
             direct: !manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
+            manifest: description,
+            scripts: manifest.scripts.into_iter().map(Into::into).collect(),
+            facts: manifest.metadata.into_iter().map(Into::into).collect(),
+            apps: manifest.apps.into_iter().filter_map(App::new).collect(),
+            secrets: files,
         })
     }
 }
@@ -107,7 +130,7 @@ fn directory(text: &str, account: &Account, vars: &[(OsString, OsString)]) -> Pa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use crate::wire::coord::agent::WorkspaceSecret;
     use std::path::Path;
 
     fn account() -> Account {
@@ -157,6 +180,20 @@ mod tests {
         let environment_variables = bad.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         let assignment = parse(&Manifest { environment_variables, ..recorded() }).unwrap();
         assert_eq!(assignment.profile.variables.keys().collect::<Vec<_>>(), ["GOOD"]);
+    }
+
+    #[test]
+    fn a_secret_may_be_a_variable_a_file_or_both() {
+        let secret = |env_name: &str, file_path: &str| WorkspaceSecret {
+            env_name: env_name.into(),
+            file_path: file_path.into(),
+            value: b"v".to_vec(),
+        };
+        let secrets = vec![secret("A", ""), secret("", "~/.token"), secret("B", "/run/b")];
+        let assignment = parse(&Manifest { secrets, ..recorded() }).unwrap();
+        let names: Vec<_> = assignment.profile.secrets.iter().map(|(name, _)| name.as_str()).collect();
+        let paths: Vec<_> = assignment.secrets.iter().map(|s| s.path.to_str().unwrap()).collect();
+        assert_eq!((names, paths), (vec!["A", "B"], vec!["/home/dev/.token", "/run/b"]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Calls of the server's agent service (agent.md §2), typed.
 
-use crate::proto::coord::CallError;
+use crate::{base::WallTime, proto::coord::CallError};
 use prost::Message;
 use std::future::Future;
 
@@ -16,6 +16,15 @@ pub(crate) enum AskError {
     Call { path: &'static str, why: CallError },
     #[error("{path}: the answer cannot be read")]
     Answer { path: &'static str, why: prost::DecodeError },
+}
+
+/// A date as messages carry it.
+pub(crate) fn timestamp(at: WallTime) -> prost_types::Timestamp {
+    let since = at.since_unix();
+    prost_types::Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
+    }
 }
 
 /// One request and its answer.

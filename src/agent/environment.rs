@@ -36,6 +36,8 @@ pub struct Profile {
     pub directory: PathBuf,
     /// File shown to a terminal session without command; empty when there is none.
     pub motd: PathBuf,
+    /// Folder of programs that the workspace's scripts made, first in `PATH`; empty when there is none.
+    pub script_bin: PathBuf,
 }
 
 impl Profile {
@@ -132,6 +134,15 @@ impl Sources<'_> {
                 path.push(folder);
             }
         }
+        if !profile.script_bin.as_os_str().is_empty() {
+            let path = out.entry("PATH".into()).or_default();
+            let behind = std::mem::take(path);
+            path.push(&profile.script_bin);
+            if !behind.is_empty() {
+                path.push(":");
+                path.push(behind);
+            }
+        }
         // Editors look for these two to learn that they run below SSH.
         out.insert("SSH_CLIENT".into(), "0.0.0.0 0 0".into());
         out.insert("SSH_CONNECTION".into(), "0.0.0.0 0 0.0.0.0 0".into());
@@ -146,6 +157,18 @@ impl Sources<'_> {
             out.insert("DISPLAY".into(), display.into());
         }
         out
+    }
+}
+
+/// Chooses UTF-8 for text where no variable chooses anything else on purpose: `LC_ALL` wins over everything, so it is
+/// left alone, and a locale that is UTF-8 already stays what it is (agent.md §5.2).
+pub(crate) fn prefer_utf8(environment: &mut BTreeMap<OsString, OsString>) {
+    let of = |name: &str| environment.get(OsStr::new(name)).map(|v| v.to_string_lossy()).filter(|v| !v.is_empty());
+    let in_effect = of("LC_ALL").or_else(|| of("LC_CTYPE")).or_else(|| of("LANG")).unwrap_or_default();
+    let is_utf8 = ["utf-8", "utf8"].iter().any(|name| in_effect.to_lowercase().ends_with(name));
+    if of("LC_ALL").is_none() && !is_utf8 {
+        let locale = if cfg!(target_os = "macos") { "UTF-8" } else { "C.UTF-8" };
+        environment.insert("LC_CTYPE".into(), locale.into());
     }
 }
 
@@ -229,6 +252,22 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn utf8_is_chosen_only_where_nothing_else_was() {
+        let of = |set: &[(&str, &str)]| {
+            let mut environment = set.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+            prefer_utf8(&mut environment);
+            environment.get(OsStr::new("LC_CTYPE")).map(|v| v.to_str().unwrap().to_owned())
+        };
+        assert_eq!(of(&[]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LANG", "C"), ("LC_ALL", "")]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LANG", "de_DE.UTF-8")]), None);
+        assert_eq!(of(&[("LANG", "de_DE.utf8"), ("LC_CTYPE", "C")]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(of(&[("LC_CTYPE", "de_DE.utf8")]).as_deref(), Some("de_DE.utf8"));
+        assert_eq!(of(&[("LC_ALL", "C")]), None, "whoever sets it means it");
+    }
+
+    #[test]
     fn the_first_of_two_values_of_a_client_wins() {
         assert_eq!(build(&Profile::default(), &[], &[("A", "1"), ("A", "2")], false)["A"], "1");
     }
@@ -241,6 +280,13 @@ mod tests {
         let env = build(&profile, &[("PATH", "/bin"), ("HOME", "/h")], &[("B", "client")], false);
         assert_eq!((env["PATH"].as_str(), env["CODER"].as_str()), ("/bin:/x:/opt", "mine"));
         assert_eq!((env["B"].as_str(), env["B2"].as_str()), ("/h!", "$raw"));
+    }
+
+    #[test]
+    fn the_programs_of_scripts_come_first_whatever_the_template_says() {
+        let variables = [("PATH".to_owned(), "$PATH:/x".to_owned())].into();
+        let profile = Profile { variables, script_bin: "/data/bin".into(), ..Profile::default() };
+        assert_eq!(build(&profile, &[("PATH", "/bin")], &[], false)["PATH"], "/data/bin:/bin:/x:/opt");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The agent's lifecycle states on their way to the server: one by one, in order, none left out (agent.md §3.2).
 
-use super::calls::{AskError, Calls, ask};
+use super::calls::{AskError, Calls, ask, timestamp};
 use crate::{
     base::WallTime,
     wire::coord::agent::{Lifecycle, LifecycleState, UPDATE_LIFECYCLE, UpdateLifecycleRequest},
@@ -35,12 +35,7 @@ impl Lifecycles {
                 let _ = waiting.changed().await;
                 continue;
             };
-            let since = at.since_unix();
-            let changed_at = prost_types::Timestamp {
-                seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-                nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
-            };
-            let lifecycle = Some(Lifecycle { state: state.into(), changed_at: Some(changed_at) });
+            let lifecycle = Some(Lifecycle { state: state.into(), changed_at: Some(timestamp(at)) });
             ask::<Lifecycle>(server, UPDATE_LIFECYCLE, &UpdateLifecycleRequest { lifecycle }).await?;
             self.waiting.send_modify(|waiting| {
                 waiting.pop_front();

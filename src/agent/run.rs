@@ -8,7 +8,10 @@ use super::{
     account::Account,
     assignment::{Assignment, AssignmentError, Surroundings},
     calls::{AskError, Calls, ask},
-    lifecycle::Lifecycles,
+    health, metadata,
+    reports::Reports,
+    scripts::{Folders, Outcome, Scripts, Stage},
+    secrets,
     services::Services,
     ssh, statistics,
 };
@@ -22,8 +25,8 @@ use crate::{
     net,
     proto::coord::{Backoff, CallError},
     wire::coord::agent::{
-        GET_ANNOUNCEMENT_BANNERS, GET_MANIFEST, GetAnnouncementBannersResponse, LifecycleState, Startup, UPDATE_STARTUP,
-        UpdateStartupRequest,
+        GET_ANNOUNCEMENT_BANNERS, GET_MANIFEST, GetAnnouncementBannersResponse, LifecycleState, Startup, Subsystem,
+        UPDATE_STARTUP, UpdateStartupRequest,
     },
 };
 use std::{
@@ -33,16 +36,23 @@ use std::{
     future::pending,
     io,
     net::{Ipv4Addr, UdpSocket},
+    path::PathBuf,
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What SSH sessions get to close when the agent stops.
 const SSH_LIMIT: Duration = Duration::from_secs(5);
+/// What scripts that still run get to end.
+const SCRIPTS_LIMIT: Duration = Duration::from_secs(5);
+/// What the scripts of the stop get together.
+const STOP_SCRIPTS_LIMIT: Duration = Duration::from_secs(120);
 /// What the last reports get.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 /// How often the deployment's messages are read again.
@@ -59,6 +69,31 @@ pub struct Config {
     pub options: HttpOptions,
     /// UDP port of the tunnel, 0 for any.
     pub port: u16,
+    /// What SSH clients may do.
+    pub rules: ssh::Rules,
+    /// Folder of the scripts' logs; by default one below the home folder.
+    pub log_dir: Option<PathBuf>,
+    /// Folder of the scripts' data; by default one below the home folder.
+    pub script_data_dir: Option<PathBuf>,
+    /// What the agent runs inside of.
+    pub subsystems: Vec<Subsystem>,
+}
+
+impl Config {
+    /// An agent of a deployment with nothing out of the ordinary.
+    #[must_use]
+    pub fn new(url: impl Into<String>, token: Token, options: HttpOptions) -> Self {
+        Self {
+            url: url.into(),
+            token,
+            options,
+            port: 0,
+            rules: ssh::Rules::default(),
+            log_dir: None,
+            script_data_dir: None,
+            subsystems: Vec::new(),
+        }
+    }
 }
 
 /// Why an agent cannot run.
@@ -100,7 +135,8 @@ impl Calls for Control {
     }
 }
 
-/// Runs an agent until `stop`, then says good-bye to server, sessions and peers: at most about 13 seconds.
+/// Runs an agent until `stop`, then says good-bye to sessions, server and peers: in about 18 seconds at most, and two minutes
+/// more where scripts are to run at the stop.
 ///
 /// A server that is not there, or that refuses the token, is asked again and again.
 ///
@@ -110,27 +146,29 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
     let http = Http::new(&config.url, Some(config.token.clone()), config.options.clone())?;
     check_port(config.port)?;
     let mut agent = Agent::new(http, config)?;
+    let (reports, stopping) = (agent.reports.clone(), agent.stopping.clone());
     let control = watch::Sender::new(None);
-    let lifecycles = Lifecycles::new();
-    let services = watch::Sender::new(None);
-    let mut rounds = pin!(agent.rounds(&control, &lifecycles, &services));
+    let running = watch::Sender::new(None);
+    let mut rounds = pin!(agent.rounds(&control, &running));
     tokio::select! {
         never = &mut rounds => match never {},
         () = stop => {}
     }
     tracing::info!("stopping");
-    lifecycles.enter(LifecycleState::ShuttingDown, clock::wall());
-    let current: Option<Services> = services.borrow().clone();
+    reports.lifecycles.enter(LifecycleState::ShuttingDown, clock::wall());
+    stopping.cancel();
+    let current: Option<Running> = running.borrow().clone();
     let open: Option<Control> = control.borrow().clone();
     let good_bye = async {
-        if let Some(services) = &current {
-            services.ssh.shutdown(SSH_LIMIT).await;
-        }
-        lifecycles.enter(LifecycleState::Off, clock::wall());
+        let last = match &current {
+            Some(running) => running.end().await,
+            None => LifecycleState::Off,
+        };
+        reports.lifecycles.enter(last, clock::wall());
         if let (Some(control), Some(_)) = (&open, &current) {
             let reported = async {
                 tokio::select! {
-                    () = lifecycles.reported() => {}
+                    () = reports.sent() => {}
                     // A server that ends beside us hears nothing any more.
                     () = disconnected(control) => {}
                 }
@@ -145,10 +183,59 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), R
     if let Some(control) = open {
         control.close().await;
     }
-    if let Some(services) = current {
-        services.close().await;
+    if let Some(running) = current {
+        running.services.close().await;
     }
     Ok(())
+}
+
+/// What the first round makes and all later ones use.
+#[derive(Debug, Clone)]
+struct Running {
+    services: Services,
+    scripts: Arc<Scripts>,
+    /// The task of the start scripts.
+    start: TaskTracker,
+}
+
+impl Running {
+    /// Runs the scripts of the start beside everything else; users may log in meanwhile.
+    fn run_start_scripts(&self, reports: Reports, stopping: CancellationToken) {
+        let (scripts, profile) = (Arc::clone(&self.scripts), self.services.ssh.profile());
+        self.start.spawn(async move {
+            let outcome = scripts.run(Stage::Start, &profile, &stopping).await;
+            if stopping.is_cancelled() {
+                // The states of the stop have begun.
+                return;
+            }
+            let state = match outcome {
+                Outcome::Done => LifecycleState::Ready,
+                Outcome::Failed => LifecycleState::StartError,
+                Outcome::TimedOut => LifecycleState::StartTimeout,
+            };
+            reports.lifecycles.enter(state, clock::wall());
+        });
+        self.start.close();
+    }
+
+    /// Ends the sessions and runs the scripts of the stop: the state that the agent ends in.
+    async fn end(&self) -> LifecycleState {
+        self.services.ssh.shutdown(SSH_LIMIT).await;
+        let _ = timeout(SCRIPTS_LIMIT, self.start.wait()).await;
+        let profile = self.services.ssh.profile();
+        let late = CancellationToken::new();
+        let mut scripts = pin!(self.scripts.run(Stage::Stop, &profile, &late));
+        match timeout(STOP_SCRIPTS_LIMIT, &mut scripts).await {
+            Ok(Outcome::Done) => LifecycleState::Off,
+            Ok(Outcome::Failed) => LifecycleState::ShutdownError,
+            Ok(Outcome::TimedOut) => LifecycleState::ShutdownTimeout,
+            Err(_) => {
+                late.cancel();
+                let _ = timeout(SCRIPTS_LIMIT, scripts).await;
+                LifecycleState::ShutdownTimeout
+            }
+        }
+    }
 }
 
 /// A taken port will not become free by waiting.
@@ -177,30 +264,37 @@ struct Agent {
     disco: DiscoSecret,
     rng: crate::base::Rng,
     reported: statistics::Sample,
+    rules: ssh::Rules,
+    folders: Folders,
+    subsystems: Vec<Subsystem>,
+    reports: Reports,
+    /// Cancelled when the agent stops.
+    stopping: CancellationToken,
 }
 
 impl Agent {
     fn new(http: Http, config: Config) -> Result<Self, RunError> {
         let mut rng = clock::random()?;
+        let account = Account::current();
         Ok(Self {
             http,
             token: config.token,
             port: config.port,
-            account: Account::current(),
             process: env::vars_os().collect(),
             secret: NodeSecret::generate(&mut rng),
             disco: DiscoSecret::generate(&mut rng),
             rng,
             reported: statistics::Sample::default(),
+            rules: config.rules,
+            folders: Folders::new(config.script_data_dir.as_deref(), config.log_dir.as_deref(), &account.home),
+            account,
+            subsystems: config.subsystems,
+            reports: Reports::new(),
+            stopping: CancellationToken::new(),
         })
     }
 
-    async fn rounds(
-        &mut self,
-        control: &watch::Sender<Option<Control>>,
-        lifecycles: &Lifecycles,
-        services: &watch::Sender<Option<Services>>,
-    ) -> Infallible {
+    async fn rounds(&mut self, control: &watch::Sender<Option<Control>>, running: &watch::Sender<Option<Running>>) -> Infallible {
         let open = self.connect().await;
         control.send_replace(Some(open.clone()));
         let mut status = open.status();
@@ -226,7 +320,7 @@ impl Agent {
                 let _ = status.wait_for(over).await;
             };
             let ended = tokio::select! {
-                ended = self.round(&open, lifecycles, services) => Some(ended),
+                ended = self.round(&open, running) => Some(ended),
                 () = lost => None,
             };
             if let Some(Err(error)) = ended {
@@ -262,51 +356,62 @@ impl Agent {
     }
 
     /// One connection's work. Ends only by an error.
-    async fn round(
-        &mut self,
-        control: &Control,
-        lifecycles: &Lifecycles,
-        services: &watch::Sender<Option<Services>>,
-    ) -> Result<Infallible, RoundError> {
+    async fn round(&mut self, control: &Control, running: &watch::Sender<Option<Running>>) -> Result<Infallible, RoundError> {
+        let reports = self.reports.clone();
+        tokio::select! {
+            ended = self.serve(control, running) => ended,
+            // From the first moment on: what waits may be the last words of a stop.
+            ended = reports.send(control) => Ok(ended?),
+        }
+    }
+
+    async fn serve(&mut self, control: &Control, running: &watch::Sender<Option<Running>>) -> Result<Infallible, RoundError> {
         let manifest = control.call(GET_MANIFEST, Vec::new()).await;
         let manifest = manifest.map_err(|why| AskError::Call { path: GET_MANIFEST, why })?;
         let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
+        if !assignment.scripts.is_empty() {
+            assignment.profile.script_bin = self.folders.programs();
+        }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
+        secrets::write(&assignment.secrets);
         let startup = Startup {
             version: crate::VERSION.to_owned(),
             expanded_directory: assignment.profile.directory.to_string_lossy().into_owned(),
-            subsystems: Vec::new(),
+            subsystems: self.subsystems.iter().map(|s| i32::from(*s)).collect(),
         };
         ask::<Startup>(control, UPDATE_STARTUP, &UpdateStartupRequest { startup: Some(startup) }).await?;
 
-        let current: Option<Services> = services.borrow().clone();
-        let running = match current {
+        let (facts, apps) = (std::mem::take(&mut assignment.facts), std::mem::take(&mut assignment.apps));
+        let current: Option<Running> = running.borrow().clone();
+        let Running { services, scripts, .. } = match current {
             Some(running) => {
-                running.update(assignment);
+                running.services.update(assignment);
                 running
             }
             None => {
-                lifecycles.enter(LifecycleState::Starting, clock::wall());
-                let running = self.start(control, assignment).await?;
-                services.send_replace(Some(running.clone()));
-                lifecycles.enter(LifecycleState::Ready, clock::wall());
-                running
+                let made = self.start(control, assignment).await?;
+                self.reports.lifecycles.enter(LifecycleState::Starting, clock::wall());
+                running.send_replace(Some(made.clone()));
+                made.run_start_scripts(self.reports.clone(), self.stopping.clone());
+                made
             }
         };
         control.open_coordination();
         tracing::info!("connected to the coordinator");
-        let statistics = statistics::report(control, &mut self.reported, || running.sample());
+        let profile = services.ssh.profile();
+        let statistics = statistics::report(control, &mut self.reported, || services.sample(), || services.median_latency());
         tokio::select! {
-            ended = lifecycles.report(control) => Ok(ended?),
             ended = statistics => Ok(ended?),
-            never = banners(control, &running.ssh) => Ok(never),
+            never = banners(control, &services.ssh) => Ok(never),
+            ended = health::report(control, &apps) => Ok(ended?),
+            ended = metadata::report(control, &facts, &scripts, &profile) => Ok(ended?),
         }
     }
 
-    async fn start(&self, control: &Control, assignment: Assignment) -> Result<Services, RoundError> {
-        let Assignment { agent, profile, relay_map, direct, force_websockets } = assignment;
+    async fn start(&self, control: &Control, assignment: Assignment) -> Result<Running, RoundError> {
+        let Assignment { agent, profile, relay_map, direct, force_websockets, manifest, scripts, .. } = assignment;
         tracing::info!(workspace = profile.workspace, agent = profile.agent, "serving");
         let config = net::Config {
             secret: self.secret.clone(),
@@ -319,7 +424,19 @@ impl Agent {
             ..net::Config::agent(self.http.clone(), agent)?
         };
         let tailnet = net::Tailnet::start_on_thread(config).await?;
-        Ok(Services::start(agent, tailnet, ssh::Server::new(profile)).await?)
+        let ssh = ssh::Server::with_rules(profile, self.rules.clone());
+        ssh.report_to(self.reports.connections.clone());
+        let scripts = Scripts {
+            list: scripts,
+            account: self.account.clone(),
+            process: self.process.clone(),
+            executable: env::current_exe().unwrap_or_else(|_| PathBuf::from("coder")),
+            folders: self.folders.clone(),
+            logs: self.reports.logs.clone(),
+            completed: Arc::clone(&self.reports.scripts),
+        };
+        let services = Services::start(agent, tailnet, ssh, manifest).await?;
+        Ok(Running { services, scripts: Arc::new(scripts), start: TaskTracker::new() })
     }
 }
 

@@ -1,15 +1,23 @@
-//! What the agent serves in the tunnel: SSH on ports 1 and 22, speed tests on port 3, and the machine's own ports (agent.md §5.1).
+//! What the agent serves in the tunnel: SSH on ports 1 and 22, terminals on port 2, speed tests on port 3, HTTP on port 4,
+//! and the machine's own ports (agent.md §5.1).
 
 use super::{
+    api::{self, Api},
     assignment::Assignment,
-    ports,
+    datagrams, ports,
+    pty::{self, Terminals},
     speedtest::{self, Speedtests},
     ssh::Server,
     statistics::Sample,
     traffic::Traffic,
 };
-use crate::net::{BindError, Incoming, Listener, Tailnet};
-use std::sync::Arc;
+use crate::{
+    net::{BindError, Incoming, Listener, Tailnet},
+    proto::node::PingKind,
+};
+use futures::future::join_all;
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -21,12 +29,19 @@ const RESERVED: std::ops::RangeInclusive<u16> = 1..=8;
 /// Most forwarded connections at the same time.
 const MAX_FORWARDS: usize = 4096;
 
+/// How long a peer may take to answer the ping of a report.
+const PING: Duration = Duration::from_secs(5);
+/// Most peers that are pinged for one report.
+const MAX_PINGS: usize = 64;
+
 /// The running services. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Services {
     agent: Uuid,
     tailnet: Tailnet,
     pub(crate) ssh: Server,
+    terminals: Terminals,
+    api: Api,
     traffic: Traffic,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -34,17 +49,25 @@ pub(crate) struct Services {
 
 impl Services {
     /// Listens and serves until [`Services::close`].
-    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server) -> Result<Self, BindError> {
-        let this =
-            Self { agent, tailnet, ssh, traffic: Traffic::default(), stop: CancellationToken::new(), tasks: TaskTracker::new() };
+    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server, manifest: Value) -> Result<Self, BindError> {
+        let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
+        let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let this = Self { agent, tailnet, ssh, terminals, api, traffic, stop, tasks };
         for port in SSH_PORTS {
             let listener = this.tailnet.listen_tcp(port).await?;
             this.spawn(this.clone().serve_ssh(listener));
         }
         let listener = this.tailnet.listen_tcp(speedtest::PORT).await?;
         this.spawn(this.clone().serve_speedtests(listener));
+        let listener = this.tailnet.listen_tcp(pty::PORT).await?;
+        this.spawn(this.clone().serve_terminals(listener));
+        let listener = this.tailnet.listen_tcp(api::PORT).await?;
+        this.spawn(this.clone().serve_api(listener));
         let rest = this.tailnet.listen_rest().await?;
         this.spawn(this.clone().forward_rest(rest));
+        let datagrams = this.tailnet.bind_udp_rest().await?;
+        this.spawn(datagrams::forward(datagrams, |port| !RESERVED.contains(&port)));
         Ok(this)
     }
 
@@ -55,6 +78,7 @@ impl Services {
             return;
         }
         self.ssh.set_profile(assignment.profile);
+        self.api.set_manifest(assignment.manifest);
         self.tailnet.set_relay_map(assignment.relay_map);
         self.tailnet.set_force_websockets(assignment.force_websockets);
         self.tailnet.set_direct(assignment.direct);
@@ -65,9 +89,21 @@ impl Services {
         Sample { traffic: self.traffic.read(), ssh: self.ssh.counters() }
     }
 
+    /// The median round trip to the peers that have connections now, if any answers.
+    pub(crate) async fn median_latency(&self) -> Option<Duration> {
+        let mut pings = Vec::new();
+        for peer in self.traffic.peers().into_iter().take(MAX_PINGS) {
+            pings.push(self.tailnet.ping(peer, PingKind::Disco, PING));
+        }
+        let mut answers: Vec<Duration> = join_all(pings).await.into_iter().flatten().map(|pong| pong.latency).collect();
+        answers.sort_unstable();
+        answers.get(answers.len() / 2).copied()
+    }
+
     /// Ends what is left and leaves the tunnel.
     pub(crate) async fn close(&self) {
         self.log_counters().await;
+        self.terminals.shutdown().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -101,10 +137,34 @@ impl Services {
             self.spawn(async move {
                 match incoming.accept().await {
                     Ok(stream) => {
-                        this.ssh.serve(this.traffic.count(stream)).await;
+                        let from = *stream.peer_addr().ip();
+                        this.ssh.serve_from(this.traffic.count(stream).of(from), Some(from.into())).await;
                         this.log_counters().await;
                     }
                     Err(error) => tracing::debug!(%error, "an SSH client did not wait"),
+                }
+            });
+        }
+    }
+
+    async fn serve_terminals(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    let from = *stream.peer_addr().ip();
+                    this.terminals.serve(this.traffic.count(stream), Some(from.into())).await;
+                }
+            });
+        }
+    }
+
+    async fn serve_api(self, mut listener: Listener) {
+        while let Ok(incoming) = listener.accept().await {
+            let this = self.clone();
+            self.spawn(async move {
+                if let Ok(stream) = incoming.accept().await {
+                    this.api.serve(this.traffic.count(stream)).await;
                 }
             });
         }
@@ -157,9 +217,13 @@ impl Services {
             }
         };
         let Ok(stream) = incoming.accept().await else { return };
-        let mut stream = self.traffic.count(stream);
+        let from = *stream.peer_addr().ip();
+        let mut stream = self.traffic.count(stream).of(from);
         if ports::carry(&mut stream, local).await.is_err() {
             stream.into_inner().abort();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use super::{
     calls::{AskError, Calls, ask},
+    pty::KIND as TERMINAL,
     ssh::Counters,
     traffic::Reading,
 };
@@ -24,13 +25,19 @@ pub(crate) struct Sample {
 }
 
 /// Reports until a call fails. `read` gives the counters as they are now; reported are the differences to `last`, which is
-/// kept across connections, so that nothing is reported twice or left out.
-pub(crate) async fn report(server: &impl Calls, last: &mut Sample, read: impl Fn() -> Sample) -> Result<Infallible, AskError> {
+/// kept across connections, so that nothing is reported twice or left out. `latency` measures the way to the peers.
+pub(crate) async fn report<L: Future<Output = Option<Duration>>>(
+    server: &impl Calls,
+    last: &mut Sample,
+    read: impl Fn() -> Sample,
+    latency: impl Fn() -> L,
+) -> Result<Infallible, AskError> {
     let mut interval = interval(ask(server, UPDATE_STATS, &UpdateStatsRequest { stats: None }).await?);
     loop {
         sleep(interval).await;
+        let latency = latency().await;
         let now = read();
-        let request = UpdateStatsRequest { stats: Some(stats(last, &now)) };
+        let request = UpdateStatsRequest { stats: Some(stats(last, &now, latency)) };
         interval = self::interval(ask(server, UPDATE_STATS, &request).await?);
         *last = now;
     }
@@ -41,21 +48,22 @@ fn interval(answer: UpdateStatsResponse) -> Duration {
     asked.unwrap_or(INTERVAL).max(LEAST)
 }
 
-fn stats(last: &Sample, now: &Sample) -> Stats {
+fn stats(last: &Sample, now: &Sample, latency: Option<Duration>) -> Stats {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let of_kind = |kind: &str| signed(now.ssh.sessions.get(kind).copied().unwrap_or_default());
     let open = signed(now.traffic.open);
-    // Every kind that is no editor counts as plain SSH in the field that old servers read.
-    let editors = of_kind("vscode") + of_kind("jetbrains");
+    // Every other kind, unknown editors too, counts as plain SSH in the field that old servers read.
+    let others = of_kind("vscode") + of_kind("jetbrains") + of_kind(TERMINAL);
     Stats {
         connections_by_proto: if open > 0 { BTreeMap::from([("TCP".to_owned(), open)]) } else { BTreeMap::new() },
         connection_count: open,
-        connection_median_latency_ms: NO_LATENCY,
+        connection_median_latency_ms: latency.map_or(NO_LATENCY, |latency| latency.as_secs_f64() * 1e3),
         rx_bytes: signed(now.traffic.received.saturating_sub(last.traffic.received)),
         tx_bytes: signed(now.traffic.sent.saturating_sub(last.traffic.sent)),
         session_count_vscode: of_kind("vscode"),
         session_count_jetbrains: of_kind("jetbrains"),
-        session_count_ssh: signed(now.ssh.sessions.values().sum()) - editors,
+        session_count_reconnecting_pty: of_kind(TERMINAL),
+        session_count_ssh: signed(now.ssh.sessions.values().sum()) - others,
         session_counts: now.ssh.sessions.iter().map(|(kind, n)| (kind.clone(), signed(*n))).collect(),
         ..Stats::default()
     }
@@ -66,7 +74,10 @@ mod tests {
     use super::{super::calls::fake::Fake, *};
     use crate::proto::coord::CallError;
     use prost::Message as _;
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::{
+        future::ready,
+        sync::atomic::{AtomicU64, Ordering::Relaxed},
+    };
 
     fn sample(received: u64, sessions: &[(&str, u64)]) -> Sample {
         let sessions = sessions.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect();
@@ -85,7 +96,7 @@ mod tests {
         let start = tokio::time::Instant::now();
         let mut last = Sample::default();
         let read = || sample(received.fetch_add(100, Relaxed) + 100, &[("ssh", 2), ("vscode", 1), ("cursor", 4)]);
-        let reporting = report(&server, &mut last, read);
+        let reporting = report(&server, &mut last, read, || ready(Some(Duration::from_micros(1500))));
         let _ = tokio::time::timeout(Duration::from_secs(65), reporting).await;
         assert_eq!(start.elapsed(), Duration::from_secs(65));
         let asked = server.asked::<UpdateStatsRequest>(UPDATE_STATS);
@@ -96,6 +107,7 @@ mod tests {
             assert_eq!((stats.rx_bytes, stats.connection_count, stats.connections_by_proto["TCP"]), (100, 2, 2));
             assert_eq!((stats.session_count_vscode, stats.session_count_ssh, stats.session_counts["cursor"]), (1, 6, 4));
         }
+        assert!(asked[1..].iter().all(|r| r.stats.as_ref().unwrap().connection_median_latency_ms.to_bits() == 1.5_f64.to_bits()));
         assert_eq!(last.traffic.received, 200);
     }
 
@@ -106,12 +118,13 @@ mod tests {
             let asks = UpdateStatsRequest::decode(body).unwrap().stats.is_none();
             if asks { every(30) } else { Err(CallError::Closed) }
         });
-        report(&failing, &mut last, || sample(70, &[])).await.unwrap_err();
+        report(&failing, &mut last, || sample(70, &[]), || ready(None)).await.unwrap_err();
         let working = Fake::new(|_, _: &[u8]| every(30));
-        let reporting = report(&working, &mut last, || sample(100, &[]));
+        let reporting = report(&working, &mut last, || sample(100, &[]), || ready(None));
         let _ = tokio::time::timeout(Duration::from_secs(31), reporting).await;
         let asked = working.asked::<UpdateStatsRequest>(UPDATE_STATS);
-        assert_eq!(asked[1].stats.as_ref().unwrap().rx_bytes, 100);
+        let stats = asked[1].stats.as_ref().unwrap();
+        assert!(stats.rx_bytes == 100 && stats.connection_median_latency_ms < 0.0, "{stats:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The agent's rounds against the server's engine over loopback.
 
+mod scripts;
+
 use super::{Config, run};
 use crate::{
     driver::{
@@ -18,6 +20,7 @@ use crate::{
 };
 use prost::Message as _;
 use std::{collections::VecDeque, time::Duration};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -60,6 +63,8 @@ fn manifest() -> Manifest {
 /// A server that holds one control connection at a time; everything else it is asked for is not found.
 struct Server {
     listener: TcpListener,
+    /// Where the agent puts what its scripts have and say.
+    folder: TempDir,
 }
 
 struct Conn {
@@ -71,16 +76,17 @@ struct Conn {
 
 impl Server {
     async fn new() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), folder: tempfile::tempdir().unwrap() }
     }
 
     /// Starts an agent; the sender stops it.
     fn agent(&self) -> (oneshot::Sender<()>, JoinHandle<()>) {
+        let options = HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() };
+        let url = format!("http://{}", self.listener.local_addr().unwrap());
         let config = Config {
-            url: format!("http://{}", self.listener.local_addr().unwrap()),
-            token: Token::new("sesame"),
-            options: HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() },
-            port: 0,
+            log_dir: Some(self.folder.path().to_owned()),
+            script_data_dir: Some(self.folder.path().to_owned()),
+            ..Config::new(url, Token::new("sesame"), options)
         };
         assert!(!format!("{config:?}").contains("sesame"));
         let (stop, stopped) = oneshot::channel();

@@ -1,10 +1,12 @@
 //! Connections and bytes inside the tunnel, for the statistics that the agent reports (agent.md §3.2).
 
 use std::{
+    collections::BTreeMap,
     io,
+    net::Ipv6Addr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -20,6 +22,14 @@ struct Counts {
     open: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
+    /// The peers of the open connections, with how many each has.
+    peers: Mutex<BTreeMap<Ipv6Addr, u64>>,
+}
+
+impl Counts {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<Ipv6Addr, u64>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A reading of the counters.
@@ -37,7 +47,12 @@ impl Traffic {
     /// Counts a connection and its bytes until it is dropped.
     pub(crate) fn count<S>(&self, stream: S) -> Counted<S> {
         self.0.open.fetch_add(1, Relaxed);
-        Counted { stream, open: Open(Arc::clone(&self.0)) }
+        Counted { stream, open: Open { counts: Arc::clone(&self.0), peer: None } }
+    }
+
+    /// Whose connections are open.
+    pub(crate) fn peers(&self) -> Vec<Ipv6Addr> {
+        self.0.peers().keys().copied().collect()
     }
 
     pub(crate) fn read(&self) -> Reading {
@@ -54,15 +69,34 @@ pub(crate) struct Counted<S> {
 }
 
 #[derive(Debug)]
-struct Open(Arc<Counts>);
+struct Open {
+    counts: Arc<Counts>,
+    peer: Option<Ipv6Addr>,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.counts.open.fetch_sub(1, Relaxed);
+        let Some(peer) = self.peer else { return };
+        let mut peers = self.counts.peers();
+        if let Some(open) = peers.get_mut(&peer) {
+            *open -= 1;
+            if *open == 0 {
+                peers.remove(&peer);
+            }
+        }
     }
 }
 
 impl<S> Counted<S> {
+    /// Counts as one of this peer's, too.
+    pub(crate) fn of(mut self, peer: Ipv6Addr) -> Self {
+        if self.open.peer.replace(peer).is_none() {
+            *self.open.counts.peers().entry(peer).or_default() += 1;
+        }
+        self
+    }
+
     pub(crate) fn into_inner(self) -> S {
         self.stream
     }
@@ -73,7 +107,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        this.open.0.received.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        this.open.counts.received.fetch_add((buf.filled().len() - before) as u64, Relaxed);
         polled
     }
 }
@@ -83,7 +117,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, data);
         if let Poll::Ready(Ok(written)) = polled {
-            this.open.0.sent.fetch_add(written as u64, Relaxed);
+            this.open.counts.sent.fetch_add(written as u64, Relaxed);
         }
         polled
     }
@@ -106,12 +140,14 @@ mod tests {
     async fn bytes_are_counted_by_direction_and_connections_while_they_live() {
         let traffic = Traffic::default();
         let (near, mut far) = duplex(64);
-        let mut near = traffic.count(near);
+        let peer = Ipv6Addr::LOCALHOST;
+        let mut near = traffic.count(near).of(peer);
+        assert_eq!(traffic.peers(), [peer]);
         near.write_all(b"abc").await.unwrap();
         far.write_all(b"hello").await.unwrap();
         near.read_exact(&mut [0; 5]).await.unwrap();
         assert_eq!(traffic.read(), Reading { open: 1, received: 5, sent: 3 });
         drop(near);
-        assert_eq!(traffic.read().open, 0);
+        assert_eq!((traffic.read().open, traffic.peers().len()), (0, 0));
     }
 }

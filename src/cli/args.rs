@@ -1,12 +1,16 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
 use super::{
+    agent::Agent,
     config_ssh::ConfigSsh,
     deployment::TlsFlags,
     ignored::Ignored,
     life,
     list::COLUMNS,
     login, logout,
+    ping::Ping,
+    port_forward::PortForward,
+    rpty::Exp,
     server::Server,
     show,
     ssh::{KeyAgentArgs, RemoteForwardArgs},
@@ -51,7 +55,7 @@ pub(super) fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-fn token(text: &str) -> Result<Token, std::convert::Infallible> {
+pub(super) fn token(text: &str) -> Result<Token, std::convert::Infallible> {
     Ok(Token::new(text.trim()))
 }
 
@@ -179,16 +183,22 @@ pub(super) enum Command {
     Connect(Connect),
     /// Measure the way to a workspace
     Ping(Ping),
+    /// Let ports of this machine lead to ports of a workspace
+    #[command(alias = "tunnel")]
+    PortForward(PortForward),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
     /// Look at the network between here and the relays
     Netcheck,
     /// Show how busy this machine is
     Stat(stat::Stat),
+    /// Try what may change or go
+    #[command(hide = true)]
+    Exp(Exp),
     /// Show the version
     Version(Version),
     /// Run the workspace agent
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Run the server: API, coordinator, relay and STUN on one port
     Server(Box<Server>),
     /// Try it all: a server and an agent in a temporary folder, and a shell through the tunnel
@@ -225,6 +235,9 @@ pub(super) struct List {
 pub(super) struct Create {
     /// Name of the new workspace
     pub(super) name: String,
+    /// JSON file with what its agent shall have: directory, motd_path, environment, scripts
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: Option<PathBuf>,
     /// URL under which its agent reaches the server, if not the access URL
     #[arg(long, value_name = "URL")]
     pub(super) agent_url: Option<String>,
@@ -346,29 +359,6 @@ pub(super) enum ConnectCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Ping {
-    /// [OWNER/]WORKSPACE[.AGENT]
-    pub(super) workspace: String,
-    /// Time between two pings
-    #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) wait: Duration,
-    /// Time until a ping counts as lost
-    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) timeout: Duration,
-    /// How many pings; 0 goes on until interrupted
-    #[arg(short, long, default_value = "0", value_name = "COUNT", allow_hyphen_values = true)]
-    pub(super) num: u64,
-    /// Begin each line with the local time
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) time: bool,
-    /// Begin each line with the time in UTC
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) utc: bool,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Speedtest {
     /// [OWNER/]WORKSPACE[.AGENT]
     pub(super) workspace: String,
@@ -431,28 +421,6 @@ pub(super) struct Version {
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     pub(super) output: Output,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Agent {
-    /// URL of the deployment as seen from the workspace
-    #[arg(long, env = "CODER_AGENT_URL", value_name = "URL")]
-    pub(super) agent_url: Option<String>,
-    /// The agent's token
-    #[arg(long, env = "CODER_AGENT_TOKEN", hide_env_values = true, value_name = "TOKEN", value_parser = token)]
-    pub(super) agent_token: Option<Token>,
-    /// File that holds the agent's token
-    #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
-    pub(super) agent_token_file: Option<PathBuf>,
-    /// UDP port of the tunnel; 0 takes any
-    #[arg(long, env = "CODER_AGENT_TAILNET_LISTEN_PORT", default_value = "0", value_name = "PORT")]
-    pub(super) tailnet_listen_port: u16,
-    /// End when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub(super) exit_with_parent: bool,
-    /// Log errors only: the terminal belongs to somebody else
-    #[arg(long, hide = true)]
-    pub(super) quiet: bool,
 }
 
 /// What may stand in a host name that goes to a shell.

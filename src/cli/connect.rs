@@ -9,6 +9,7 @@ use super::{
     ready::{self, Readiness},
     target::Target,
     timeline::Timeline,
+    watch::{Fate, Watch},
 };
 use crate::{
     base::{Instant, RegionId, agent_addresses},
@@ -48,9 +49,20 @@ pub(super) struct Wishes {
     /// Gets every packet of the tunnel.
     pub(super) capture: Option<mpsc::Sender<Vec<u8>>>,
     /// As what the use of the workspace is reported, if at all.
-    pub(super) usage: Option<&'static str>,
+    pub(super) usage: Option<Usage>,
+    /// The workspace is watched: what becomes of it decides over the connection.
+    pub(super) watch: bool,
     /// What is done about a workspace that is not ready.
     pub(super) readiness: Readiness,
+}
+
+/// What the server is told of the use of a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// A kind of program uses it.
+    App(&'static str),
+    /// It is in use.
+    Unnamed,
 }
 
 /// A node that has a tunnel to one agent, or will have it.
@@ -65,7 +77,10 @@ pub(super) struct Tunnel {
     /// Whether the command line and the deployment allow direct paths.
     pub(super) direct: bool,
     pub(super) timeline: Timeline,
+    /// Whether the deployment forbids them.
+    pub(super) relayed_only: bool,
     control: Control,
+    watch: Option<Watch>,
     _usage: Option<UsageReports>,
 }
 
@@ -75,7 +90,7 @@ impl Tunnel {
     /// # Errors
     /// When there is no such workspace or agent, or it does not come up in time.
     pub(super) async fn open(deployment: &Deployment, target: &Target, wishes: Wishes) -> anyhow::Result<Self> {
-        let Wishes { direct, capture, usage, readiness } = wishes;
+        let Wishes { direct, capture, usage, watch, readiness } = wishes;
         let client = &deployment.client;
         let timeline = Timeline::start();
         let began = clock::now();
@@ -88,7 +103,8 @@ impl Tunnel {
         let mut relays = connection.derp_map;
         let (host, port, plain) = http.endpoint();
         relays.rewrite_embedded(&host, port, plain);
-        let direct = direct && !connection.disable_direct_connections;
+        let relayed_only = connection.disable_direct_connections;
+        let direct = direct && !relayed_only;
         let control = Control::open(http.clone(), ControlRole::Client { agent: agent.id });
         time_coordinator(&control, &timeline);
         let tailnet = Tailnet::start(Config {
@@ -101,9 +117,39 @@ impl Tunnel {
             ..Config::client(http)?
         })
         .context("cannot open the network of this process")?;
-        let usage = usage.map(|app| UsageReports::start(client.clone(), workspace.id, agent.id, app));
+        let usage = usage.map(|usage| UsageReports::start(client.clone(), workspace.id, agent.id, usage));
+        let watch = watch.then(|| Watch::start(client.clone(), workspace.id, agent.id));
         let [address, _] = agent_addresses(agent.id);
-        Ok(Self { tailnet, name: target.to_string(), address, relays, direct, timeline, control, _usage: usage })
+        let name = target.to_string();
+        Ok(Self { tailnet, name, address, relays, direct, relayed_only, timeline, control, watch, _usage: usage })
+    }
+
+    /// Waits until the workspace is something else than it was when it was looked up. Never, if it is not watched.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the wait.
+    pub(super) async fn fate(&self) -> Fate {
+        match &self.watch {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Why a connection of the tunnel was lost, if the workspace itself is the reason.
+    pub(super) async fn why_lost(&self) -> Option<Fate> {
+        let fate = self.watch.as_ref()?.fate().await;
+        (fate != Fate::Same).then_some(fate)
+    }
+
+    /// Waits for the server's refusal to introduce us to the agent.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the wait.
+    pub(super) async fn refused(&self) -> anyhow::Error {
+        match self.control.connected().await {
+            Err(error) => explain(error),
+            Ok(()) => std::future::pending().await,
+        }
     }
 
     /// Connects to a port of the agent.
@@ -115,12 +161,7 @@ impl Tunnel {
         let to = SocketAddrV6::new(self.address, port, 0, 0);
         let dial = self.tailnet.dial_tcp_within(to, DIAL_LIMIT);
         tokio::pin!(dial);
-        let refused = async {
-            match self.control.connected().await {
-                Err(error) => explain(error),
-                Ok(()) => std::future::pending().await,
-            }
-        };
+        let refused = self.refused();
         tokio::pin!(refused);
         let patience = tokio::time::sleep(PATIENCE);
         tokio::pin!(patience);
@@ -176,12 +217,12 @@ impl Tunnel {
     }
 
     /// [`Tunnel::close`] in a hurry: what is not said in time, the coordinator finds out by the closed socket.
-    pub(super) async fn close_within(self, limit: Duration) {
+    pub(super) async fn close_within(&self, limit: Duration) {
         let _ = tokio::time::timeout(limit, self.close()).await;
     }
 
     /// Says good-bye to the coordinator and, with `-v`, what was counted.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(&self) {
         if let Ok(counters) = self.tailnet.counters().await {
             log_counters(&counters);
         }
@@ -211,7 +252,11 @@ pub(super) fn log_counters(counters: &Counters) {
 struct UsageReports(JoinHandle<()>);
 
 impl UsageReports {
-    fn start(client: Client, workspace: Uuid, agent: Uuid, app: &'static str) -> Self {
+    fn start(client: Client, workspace: Uuid, agent: Uuid, usage: Usage) -> Self {
+        let app = match usage {
+            Usage::App(app) => Some(app),
+            Usage::Unnamed => None,
+        };
         Self(tokio::spawn(async move {
             loop {
                 if let Err(error) = client.report_usage(workspace, agent, app).await {

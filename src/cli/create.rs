@@ -6,12 +6,14 @@ use super::{
     output,
 };
 use crate::driver::http::HttpError;
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
+use std::{fs, path::Path};
 
 /// Makes a workspace and prints the line that starts its agent on another machine.
 pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<u8> {
+    let manifest = args.manifest.as_deref().map(read).transpose()?;
     let deployment = Deployment::open(global).await?;
-    let made = deployment.client.create_workspace(&args.name, args.agent_url.as_deref()).await.map_err(refused)?;
+    let made = deployment.client.create_workspace(&args.name, args.agent_url.as_deref(), manifest).await.map_err(refused)?;
     output::line(&format!(
         "Workspace {name} was made. Start its agent on the machine to reach; its token is shown only now:\n\n  \
          CODER_AGENT_URL={url} CODER_AGENT_TOKEN={token} coder agent\n\n\
@@ -21,6 +23,12 @@ pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<
         token = made.agent_token.expose(),
     ))?;
     Ok(0)
+}
+
+/// Reads a manifest. What it may hold is the server's to say.
+fn read(path: &Path) -> anyhow::Result<serde_json::Value> {
+    let text = fs::read(path).with_context(|| format!("cannot read the manifest {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("the manifest {} is no JSON", path.display()))
 }
 
 /// Makes a user and prints a token.

@@ -1,34 +1,84 @@
 //! Log lines on standard error or in a file, in the shape that support staff know: `DATE TIME [info]  target: text  key=value`.
 
+use super::log_file::LogFile;
 use crate::driver::clock;
-use std::{fmt, fs::File, sync::Mutex};
+use anyhow::Context as _;
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    path::Path,
+    sync::Mutex,
+};
 use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
+    EnvFilter, Layer as _,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields, MakeWriter,
+        format::{DefaultFields, Writer},
+        writer::BoxMakeWriter,
+    },
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 
 /// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
 pub(super) fn start(level: LevelFilter) {
-    begin(format!("tailnet={level}"), level, std::io::stderr);
+    begin(ours(level), level, std::io::stderr);
 }
 
 /// The same, and the audit lines whatever the level.
 pub(super) fn start_with_audit(level: LevelFilter) {
-    begin(format!("tailnet={level},tailnet::audit=info"), level, std::io::stderr);
+    begin(format!("{},tailnet::audit=info", ours(level)), level, std::io::stderr);
 }
 
 /// The same to a file.
 pub(super) fn start_in(file: File, level: LevelFilter) {
-    begin(format!("tailnet={level}"), level, Mutex::new(file));
+    begin(ours(level), level, Mutex::new(file));
 }
 
 fn begin(directives: String, level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.min(level).into())
-        .parse_lossy(directives);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(directives, level)).with_writer(writer);
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).event_format(Line).try_init();
+    let _ = builder.with_ansi(false).event_format(Line).try_init();
+}
+
+/// What an agent logs: `level` and above to the file `human`, if it is named, and everything of ours to `file`.
+pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<LogFile>) -> anyhow::Result<()> {
+    let human = match human.as_os_str().as_encoded_bytes() {
+        b"" => BoxMakeWriter::new(std::io::sink),
+        b"/dev/stderr" => BoxMakeWriter::new(std::io::stderr),
+        _ => {
+            let opened = OpenOptions::new().create(true).append(true).open(human);
+            let opened = opened.with_context(|| format!("cannot write the log {} of --log-human", human.display()))?;
+            BoxMakeWriter::new(Mutex::new(opened))
+        }
+    };
+    let Some(file) = file else {
+        begin(ours(level), level, human);
+        return Ok(());
+    };
+    let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(filter(ours(LevelFilter::DEBUG), LevelFilter::DEBUG));
+    // A second subscriber in one process is refused, and the first one goes on.
+    let _ = tracing_subscriber::registry().with(lines(human).with_filter(filter(ours(level), level))).with(to_file).try_init();
+    Ok(())
+}
+
+fn lines<S>(writer: BoxMakeWriter) -> tracing_subscriber::fmt::Layer<S, DefaultFields, Line, BoxMakeWriter>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Line)
+}
+
+/// `level` and above of our own parts.
+fn ours(level: LevelFilter) -> String {
+    format!("tailnet={level}")
+}
+
+/// What the directives say, and of the libraries warnings.
+fn filter(directives: String, level: LevelFilter) -> EnvFilter {
+    EnvFilter::builder().with_default_directive(LevelFilter::WARN.min(level).into()).parse_lossy(directives)
 }
 
 /// The level of `-v`.

@@ -8,9 +8,11 @@ mod config_ssh;
 mod connect;
 mod create;
 mod deployment;
+mod go_time;
 mod ignored;
 mod life;
 mod list;
+mod log_file;
 mod login;
 mod logout;
 mod logs;
@@ -18,8 +20,10 @@ mod memory;
 mod netcheck;
 mod output;
 mod ping;
+mod port_forward;
 mod quickstart;
 mod ready;
+mod rpty;
 mod server;
 mod server_flags;
 mod show;
@@ -30,6 +34,7 @@ mod target;
 mod timeline;
 mod tokens;
 mod version;
+mod watch;
 mod whoami;
 
 use args::{Cli, Command};
@@ -85,9 +90,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
+        Command::PortForward(args) => port_forward::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
         Command::Netcheck => netcheck::run(global),
         Command::Stat(args) => on_one_thread(stat::run(args)),
+        Command::Exp(args) => rpty::run(global, args),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),
         Command::Quickstart(args) => quickstart::run(global, args),

@@ -82,6 +82,9 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     if args.dev && hooks.start.is_some() {
         bail!("--dev runs the agent of its workspace itself: leave --workspace-start-command out");
     }
+    if args.dev && args.sessions.first_user_by_request {
+        bail!("--dev logs the first user in at once: leave --first-user-by-request out");
+    }
     let config = server::Config {
         access_url: args.access_url.clone(),
         tls: args.tls.config()?,
@@ -91,6 +94,7 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
         dev: if args.dev { Some(own_binary()?) } else { None },
         block_direct: args.block_direct_connections,
         force_websockets: args.derp_force_websockets,
+        first_user_by_request: args.sessions.first_user_by_request,
         browser_only: args.sessions.browser_only,
         relays: args.relays.config()?,
         ssh_hosts: SshHosts {
@@ -117,7 +121,7 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
                 "Other machines cannot use the URL below: pass --access-url with the one under which they reach this server.",
             );
         }
-        let greeting = greet(&running, args.dev.then_some(login_dir));
+        let greeting = greet(&running, args.dev.then_some(login_dir), args.sessions.first_user_by_request);
         if greeting.is_ok() {
             tokio::select! {
                 _ = signals.next() => {}
@@ -165,7 +169,7 @@ async fn reload_when_told(running: &Running, mut reloads: ReloadSignal, again: A
 }
 
 /// Tells where the server is and how to log in; never the token itself.
-fn greet(running: &Running, dev_login: Option<PathBuf>) -> anyhow::Result<()> {
+fn greet(running: &Running, dev_login: Option<PathBuf>, first_user_by_request: bool) -> anyhow::Result<()> {
     let (url, token) = (running.access_url(), quote(&running.admin_token_path().to_string_lossy()));
     output::line(&format!("Coder {} listening on {url}", crate::VERSION))?;
     if let Some(dir) = dev_login {
@@ -175,6 +179,10 @@ fn greet(running: &Running, dev_login: Option<PathBuf>) -> anyhow::Result<()> {
         return Ok(output::line(&format!(
             "Open a shell in the workspace {DEV_WORKSPACE} from another terminal:\n\n  CODER_CONFIG_DIR={dir} {program} ssh {DEV_WORKSPACE}\n",
         ))?);
+    }
+    if first_user_by_request {
+        output::line(&format!("Whoever asks first makes the first user, unless there is one: POST {url}/api/v2/users/first"))?;
+        return Ok(());
     }
     output::line(&format!("The first user's token is in {token}. Log in with:\n\n  coder login {url} < {token}\n"))?;
     Ok(())

@@ -209,6 +209,10 @@ pub(super) struct SessionFlags {
     #[arg(long, env = "CODER_DISABLE_SESSION_EXPIRY_REFRESH", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     disable_session_expiry_refresh: bool,
+    /// Let whoever asks first make the first user, with a password; otherwise a token for that user lies in the data folder
+    #[arg(long, env = "CODER_FIRST_USER_BY_REQUEST", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) first_user_by_request: bool,
     /// Take no passwords
     #[arg(long, env = "CODER_DISABLE_PASSWORD_AUTH", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]

@@ -3,8 +3,8 @@
 use super::{
     args::{Global, go_bool},
     deployment::Deployment,
+    go_time::go_text,
     output,
-    ping::go_text,
     ready::find,
     target::{HostNames, Target},
 };

@@ -3,8 +3,8 @@
 use super::{
     args::{Global, Output, go_bool, go_duration},
     deployment::{Deployment, explain},
+    go_time::go_text,
     output,
-    ping::go_text,
 };
 use crate::client::{ApiKey, TokenRequest};
 use anyhow::{Context as _, anyhow, bail};

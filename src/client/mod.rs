@@ -4,7 +4,7 @@ mod accounts;
 mod types;
 
 use crate::driver::{
-    http::{Http, HttpError, Io, Method, Token},
+    http::{Events, Http, HttpError, Io, Method, Token},
     websocket::WebSocket,
 };
 use serde::Deserialize;
@@ -92,6 +92,22 @@ impl Client {
         self.http.get_json(&path).await
     }
 
+    /// A workspace by its id.
+    ///
+    /// # Errors
+    /// Status 404 when there is none that the user may see, 410 when it was deleted.
+    pub async fn workspace_by_id(&self, id: Uuid) -> Result<Workspace, HttpError> {
+        self.http.get_json(&format!("/api/v2/workspaces/{id}")).await
+    }
+
+    /// A workspace as it is and at each change.
+    ///
+    /// # Errors
+    /// As [`Client::workspace_by_id`]; status 404 also from a server that cannot tell.
+    pub async fn watch_workspace(&self, id: Uuid) -> Result<WorkspaceEvents, HttpError> {
+        self.http.events(&format!("/api/v2/workspaces/{id}/watch")).await.map(WorkspaceEvents)
+    }
+
     /// The workspaces that match a search query; an empty one matches all that the user may see.
     ///
     /// # Errors
@@ -126,12 +142,21 @@ impl Client {
         self.http.get_json("/api/v2/deployment/ssh").await
     }
 
-    /// Makes a workspace with one agent. Only our own server has this call: a Go server makes workspaces from templates.
+    /// Makes a workspace with one agent; `manifest` is what it adds to the manifest of that. Only our own server has this
+    /// call: a Go server makes workspaces from templates.
     ///
     /// # Errors
-    /// Status 409 when the name is taken, 400 when it is no name.
-    pub async fn create_workspace(&self, name: &str, agent_url: Option<&str>) -> Result<NewWorkspace, HttpError> {
-        let body = json!({ "name": name, "agent_url": agent_url.unwrap_or_default() });
+    /// Status 409 when the name is taken, 400 when it is no name or the manifest is of no use.
+    pub async fn create_workspace(
+        &self,
+        name: &str,
+        agent_url: Option<&str>,
+        manifest: Option<serde_json::Value>,
+    ) -> Result<NewWorkspace, HttpError> {
+        let mut body = json!({ "name": name, "agent_url": agent_url.unwrap_or_default() });
+        if let (Some(manifest), Some(body)) = (manifest, body.as_object_mut()) {
+            body.insert("manifest".to_owned(), manifest);
+        }
         self.http.post_json("/api/v2/users/me/workspaces", &body).await
     }
 
@@ -207,13 +232,36 @@ impl Client {
         self.http.get_json(&format!("/api/v2/workspaceagents/{id}")).await
     }
 
-    /// Tells the server that the workspace is in use.
+    /// Tells the server that the workspace is in use, and if there is a name for it, by which kind of program.
     ///
     /// # Errors
     /// When the token is refused or the server cannot be reached.
-    pub async fn report_usage(&self, workspace: Uuid, agent: Uuid, app: &str) -> Result<(), HttpError> {
-        let body = json!({ "agent_id": agent, "app_name": app });
-        self.http.call(Method::Post, &format!("/api/v2/workspaces/{workspace}/usage"), Some(&body)).await.map(drop)
+    pub async fn report_usage(&self, workspace: Uuid, agent: Uuid, app: Option<&str>) -> Result<(), HttpError> {
+        let body = app.map(|app| json!({ "agent_id": agent, "app_name": app }));
+        self.http.call(Method::Post, &format!("/api/v2/workspaces/{workspace}/usage"), body.as_ref()).await.map(drop)
+    }
+}
+
+/// A workspace as it changes.
+#[derive(Debug)]
+pub struct WorkspaceEvents(Events);
+
+impl WorkspaceEvents {
+    /// How the workspace is now, or next time that something about it changes; `None` when the server tells no more.
+    ///
+    /// # Errors
+    /// When the connection breaks or an event cannot be read.
+    ///
+    /// # Cancel safety
+    /// No event is lost when the future is dropped.
+    pub async fn next(&mut self) -> Result<Option<Workspace>, HttpError> {
+        while let Some(event) = self.0.next().await? {
+            // The others are signs of life and complaints.
+            if event.name == "data" {
+                return self.0.json(&event).map(Some);
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -126,6 +126,60 @@ impl OwnerEnd {
         self.shared.why.get().copied()
     }
 
+    /// Waits for bytes; `false` is the end of them.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.from_loop.slots() > 0 {
+            return Poll::Ready(Ok(true));
+        }
+        self.shared.reader.register(cx.waker());
+        // The flags are read before the second look at the ring: bytes in front of the end are never skipped.
+        let flags = self.shared.flags.load(Ordering::Acquire);
+        if self.from_loop.slots() > 0 {
+            Poll::Ready(Ok(true))
+        } else if flags & FINISHED != 0 {
+            Poll::Ready(Ok(false))
+        } else if flags & BROKEN != 0 {
+            Poll::Ready(Err(self.error()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Offers received bytes, as far as they lie in one piece, to `take`, which says how many it took.
+    ///
+    /// # Errors
+    /// Those of `take`, which has taken nothing then.
+    pub fn read_with(&mut self, take: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+        let slots = self.from_loop.slots();
+        let Ok(chunk) = self.from_loop.read_chunk(slots) else { return Ok(0) };
+        let (first, _) = chunk.as_slices();
+        let taken = take(first)?.min(first.len());
+        chunk.commit(taken);
+        self.has_made_room(taken);
+        Ok(taken)
+    }
+
+    /// Waits until a write would take something; how much.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        for registered in [false, true] {
+            let flags = self.shared.flags.load(Ordering::Acquire);
+            if flags & BROKEN != 0 {
+                return Poll::Ready(Err(self.error()));
+            }
+            if flags & (CLOSE_WRITE | ABORT) != 0 {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            let room = self.to_loop.slots();
+            if room > 0 {
+                return Poll::Ready(Ok(room));
+            }
+            if !registered {
+                self.shared.writer.register(cx.waker());
+            }
+        }
+        Poll::Pending
+    }
+
     fn tell(&self, flag: u8) {
         let before = self.shared.flags.fetch_or(flag | DIRTY, Ordering::AcqRel);
         if before & DIRTY == 0 {
@@ -145,12 +199,16 @@ impl OwnerEnd {
         out.put_slice(first);
         out.put_slice(second);
         chunk.commit_all();
+        self.has_made_room(n);
+        n > 0
+    }
+
+    fn has_made_room(&self, bytes: usize) {
         // Room first, then the look at the flag: the loop does it the other way round.
         fence(Ordering::SeqCst);
-        if n > 0 && self.shared.has(STALLED) && self.from_loop.slots() <= RING_BYTES - WAKE_ROOM {
+        if bytes > 0 && self.shared.has(STALLED) && self.from_loop.slots() <= RING_BYTES - WAKE_ROOM {
             self.tell(0);
         }
-        n > 0
     }
 }
 
@@ -328,6 +386,7 @@ impl fmt::Debug for LoopEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         sync::mpsc::{UnboundedReceiver, unbounded_channel},
@@ -380,6 +439,32 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(error.to_string(), "the peer was restarted");
         assert_eq!(owner.write(b"x").await.unwrap_err().to_string(), "the peer was restarted");
+    }
+
+    #[tokio::test]
+    async fn bytes_are_taken_where_they_lie_and_the_end_comes_behind_them() {
+        let (mut owner, mut end, mut bell) = pair();
+        let readable = async |owner: &mut OwnerEnd| poll_fn(|cx| owner.poll_readable(cx)).await;
+        assert_eq!(end.fill(&vec![1; RING_BYTES + 1]), RING_BYTES);
+        assert!(readable(&mut owner).await.unwrap());
+        assert_eq!(owner.read_with(|_| Err(io::ErrorKind::WouldBlock.into())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(owner.read_with(|bytes| Ok(bytes.len().min(WAKE_ROOM - 1))).unwrap(), WAKE_ROOM - 1);
+        assert!(bell.try_recv().is_err(), "too little room to be worth a call");
+        assert_eq!(owner.read_with(|_| Ok(1)).unwrap(), 1);
+        assert_eq!(bell.try_recv(), Ok(7));
+        end.look();
+        end.finish();
+        while readable(&mut owner).await.unwrap() {
+            owner.read_with(|bytes| Ok(bytes.len())).unwrap();
+        }
+        let room = poll_fn(|cx| owner.poll_room(cx)).await.unwrap();
+        owner.write_all(&vec![2; room]).await.unwrap();
+        let full = poll_fn(|cx| Poll::Ready(owner.poll_room(cx).is_pending())).await;
+        assert!(room == RING_BYTES && full);
+        end.drain(|bytes| bytes.len());
+        assert_eq!(poll_fn(|cx| owner.poll_room(cx)).await.unwrap(), RING_BYTES);
+        end.fail(Broken::Reset);
+        assert_eq!(poll_fn(|cx| owner.poll_room(cx)).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

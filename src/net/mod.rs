@@ -20,7 +20,9 @@
 //! a thread of its own with [`Tailnet::start_on_thread`].
 
 mod datagram;
+pub(crate) mod datagram_flows;
 mod error;
+pub(crate) mod forward;
 mod listener;
 pub mod speedtest;
 mod stream;
@@ -37,12 +39,12 @@ pub use crate::{
     },
     proto::{
         netcheck::Report,
-        node::{PathInfo, PingKind, Role},
+        node::{PathInfo, PeerInfo, PingKind, Role},
         path::PathState,
     },
     wire::{coord::tailnet::Node, derp::RelayMap, pcap::FILE_HEADER as PCAP_HEADER},
 };
-pub use datagram::Datagram;
+pub use datagram::{Datagram, DatagramRest, DatagramSender};
 pub use error::{BindError, ClosedError, DialError};
 pub use listener::{Incoming, Listener};
 pub use stream::Stream;
@@ -322,6 +324,18 @@ impl Tailnet {
         Ok(Datagram::new(self.clone(), port, arriving))
     }
 
+    /// Takes the datagrams that arrive at UDP ports which are not bound.
+    ///
+    /// # Errors
+    /// When somebody does so already, or the node is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the ports back.
+    pub async fn bind_udp_rest(&self) -> Result<DatagramRest, BindError> {
+        let bound = self.ask(Command::BindUdpRest).await.map_err(|ClosedError| BindError::Closed)?;
+        bound.map(|arriving| DatagramRest::new(self.clone(), arriving)).map_err(|_| BindError::Taken)
+    }
+
     /// Asks a peer for an answer.
     ///
     /// # Errors
@@ -365,6 +379,14 @@ impl Tailnet {
         self.ask(|reply| Command::WatchPath { address: peer, reply }).await
     }
 
+    /// What is known of a peer. `None`: nothing yet.
+    ///
+    /// # Errors
+    /// When the node is closed.
+    pub async fn peer_info(&self, peer: Ipv6Addr) -> Result<Option<PeerInfo>, ClosedError> {
+        self.ask(|reply| Command::PeerInfo { address: peer, reply }).await
+    }
+
     /// Everything the node has counted.
     ///
     /// # Errors
@@ -403,6 +425,11 @@ impl Tailnet {
         };
         update(PeerUpdateKind::Node, Some(node));
         update(PeerUpdateKind::ReadyForHandshake, None);
+    }
+
+    /// Takes a coordinator's news of a peer, for programs that hear them by another way than [`Config::control`].
+    pub fn update_peer(&self, update: PeerUpdate) {
+        self.tell(Command::PeerUpdate(Box::new(update)));
     }
 
     /// Replaces the relays. Embedded ones already point at the server as this host reaches it.

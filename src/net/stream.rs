@@ -50,6 +50,31 @@ impl Stream {
         self.end.abort();
     }
 
+    /// Waits until there is something to read; `false` is the end of it. For those who move bytes on without a buffer of
+    /// their own: [`Stream::read_with`].
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.end.poll_readable(cx)
+    }
+
+    /// Offers what has arrived, as far as it lies in one piece, to `take`, which says how much of it it took.
+    ///
+    /// # Errors
+    /// Those of `take`, which has taken nothing then.
+    pub fn read_with(&mut self, take: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+        self.end.read_with(take)
+    }
+
+    /// Waits until a write would take something at once; how much.
+    ///
+    /// # Errors
+    /// When the connection is broken or our half is closed.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.end.poll_room(cx)
+    }
+
     /// Why the connection is broken, if it is.
     #[must_use]
     pub fn broken(&self) -> Option<Broken> {

@@ -328,6 +328,66 @@ async fn datagrams_pass_both_ways() {
 }
 
 #[tokio::test]
+async fn whoever_takes_the_rest_of_the_udp_ports_answers_from_each_of_them() {
+    let pair = pair(|_| ()).await;
+    echo(&pair.b, 7).await;
+    dial(&pair.a, at(&pair.b, 7)).await;
+    let mut own = pair.b.bind_udp(Some(53)).await.unwrap();
+    let mut rest = pair.b.bind_udp_rest().await.unwrap();
+    assert_eq!(pair.b.bind_udp_rest().await.unwrap_err(), BindError::Taken);
+    let mut a = pair.a.bind_udp(None).await.unwrap();
+    for port in [53, 54, 9_999] {
+        a.send_to(b"ask", at(&pair.b, port)).await.unwrap();
+    }
+    assert_eq!(timeout(PATIENCE, own.recv_from()).await.unwrap().unwrap().0, b"ask");
+    for wanted in [54, 9_999] {
+        let (data, from, port) = timeout(PATIENCE, rest.recv_from()).await.unwrap().unwrap();
+        assert_eq!((data.as_slice(), from, port), (&b"ask"[..], at(&pair.a, a.port()), wanted));
+        rest.sender(port).send_to(b"answer", from).await.unwrap();
+        assert_eq!(timeout(PATIENCE, a.recv_from()).await.unwrap().unwrap(), (b"answer".to_vec(), at(&pair.b, wanted)));
+    }
+    drop(rest);
+    pair.b.bind_udp_rest().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_carried_connection_ends_each_half_on_its_own_and_breaks_with_either_side() {
+    let pair = pair(|_| ()).await;
+    let (tunnel, mut far) = connect(&pair, 9).await;
+    let (mut near, carried) = carried(tunnel).await;
+    let sent: Vec<u8> = (0..BULK).map(|i| (i ^ (i >> 8)) as u8).collect();
+    let expected = sent.clone();
+    let upload = async {
+        near.write_all(&sent).await.unwrap();
+        near.shutdown().await.unwrap();
+    };
+    let mut got = Vec::new();
+    timeout(3 * PATIENCE, async { tokio::join!(upload, far.read_to_end(&mut got)) }).await.expect("it stands still").1.unwrap();
+    assert!(got == expected);
+    far.write_all(b"answer").await.unwrap();
+    drop(far);
+    let mut answer = Vec::new();
+    timeout(PATIENCE, near.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"answer");
+    timeout(PATIENCE, carried).await.unwrap().unwrap().unwrap();
+
+    let (tunnel, far) = connect(&pair, 10).await;
+    let (_near, carried) = self::carried(tunnel).await;
+    far.abort();
+    let broken = timeout(PATIENCE, carried).await.unwrap().unwrap();
+    assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// A connection of this machine that leads into the tunnel: its other end, and how the carrying ends.
+async fn carried(mut tunnel: Stream) -> (tokio::net::TcpStream, JoinHandle<io::Result<()>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut local, _) = listener.accept().await.unwrap();
+    let carried = tokio::spawn(async move { forward::carry(&mut tunnel, &mut local).await });
+    (near, carried)
+}
+
+#[tokio::test]
 async fn closing_delivers_what_was_written_and_breaks_what_is_left() {
     let pair = pair(|_| ()).await;
     let (mut client, mut server) = connect(&pair, 9).await;

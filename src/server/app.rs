@@ -15,6 +15,7 @@ use super::{
     resume::ResumeTokens,
     ssh_hosts::SshHosts,
     store::{Store, Workspace},
+    tunnels::Tunnels,
 };
 use crate::{
     base::{NodeSecret, RegionId, Rng},
@@ -50,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) wildcard_host: String,
     /// How long keys live.
     pub(crate) sessions: SessionRules,
+    /// Whoever asks first makes the first user.
+    pub(crate) first_user_by_request: bool,
     /// Who is believed to ask for others.
     pub(crate) proxies: TrustedProxies,
     /// What starts and stops workspaces.
@@ -67,6 +70,8 @@ pub(crate) struct Network {
     pub(crate) block_direct: bool,
     /// Nodes shall speak to relays over WebSockets.
     pub(crate) force_websockets: bool,
+    /// Where this process itself reaches its HTTP address.
+    pub(super) own_url: String,
 }
 
 /// An agent's round trips to the relays, as its node announced them.
@@ -91,6 +96,7 @@ struct Inner {
     requests: Requests,
     agents: Agents,
     coordination: Coordination,
+    tunnels: Tunnels,
     relay: RelayServer,
     places: Places,
     resume: ResumeTokens,
@@ -115,6 +121,7 @@ impl App {
             requests: Requests::default(),
             agents: Agents::default(),
             coordination: Coordination::default(),
+            tunnels: Tunnels::default(),
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
             places: listen::places(),
             resume: ResumeTokens::new()?,
@@ -190,6 +197,11 @@ impl App {
     /// Who is to find whom.
     pub(crate) fn coordination(&self) -> &Coordination {
         &self.0.coordination
+    }
+
+    /// The way to agents.
+    pub(crate) fn tunnels(&self) -> &Tunnels {
+        &self.0.tunnels
     }
 
     /// The embedded relay.

@@ -90,6 +90,8 @@ pub struct Config {
     pub transport_security: Option<String>,
     /// The folder of the database and of the first user's token.
     pub data_dir: PathBuf,
+    /// Whoever asks first makes the first user; otherwise the server does, with a token in the data folder.
+    pub first_user_by_request: bool,
     /// Where STUN is served.
     pub stun: StunAddress,
     /// The own binary, to run the agent of a workspace `dev` beside the server.
@@ -129,6 +131,7 @@ impl Config {
             redirect: Redirect::default(),
             transport_security: None,
             data_dir,
+            first_user_by_request: false,
             stun: StunAddress::default(),
             dev: None,
             block_direct: false,

@@ -5,6 +5,7 @@
 //!          │                                                     ├─ sockets: control sockets ── coordination
 //!          └─ fast start ────────────────────────────────────────┴─ relay: /derp on both transports
 //! UDP ── stun                                  store: SQLite in the data folder
+//!                                              tunnels: the server's own node, by which it reaches agents
 //! ```
 //! Routes of our own, in Coder's shapes: `POST /api/v2/users/{user}/workspaces` (`api/workspaces.rs`) and
 //! `POST /api/v2/users` (`api/users.rs`), whose answers carry a token that is shown nowhere else.
@@ -27,6 +28,7 @@ mod dev;
 mod limits;
 mod listen;
 mod live;
+mod manifest;
 mod metrics;
 mod origin;
 mod password;
@@ -44,6 +46,7 @@ mod stun;
 mod time;
 mod tls;
 mod token;
+mod tunnels;
 mod upgrade;
 
 #[cfg(test)]

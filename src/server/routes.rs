@@ -2,7 +2,7 @@
 
 use super::{
     access::{self, Access},
-    api::{agents, builds, info, keys, login, users, watch, workspaces},
+    api::{agents, builds, info, inside, keys, login, users, watch, workspaces},
     app::App,
     config::Redirect,
     origin::Origin,
@@ -95,6 +95,9 @@ pub(crate) const ROUTES: &[Route] = &[
     route(GET, "/api/v2/workspaceagents/{id}", READ, |m| on(m, agents::get)),
     route(GET, "/api/v2/workspaceagents/{id}/connection", READ, |m| on(m, agents::connection)),
     route(GET, "/api/v2/workspaceagents/{id}/logs", READ, |m| on(m, agents::logs)),
+    route(GET, "/api/v2/workspaceagents/{id}/listening-ports", CONNECT, |m| on(m, inside::listening_ports)),
+    route(GET, "/api/v2/workspaceagents/{id}/containers", READ, |m| on(m, inside::containers)),
+    route(GET, "/api/v2/workspaceagents/{id}/pty", CONNECT, |m| on(m, sockets::terminal)),
     route(GET, "/api/v2/workspaceagents/{id}/coordinate", CONNECT, |m| on(m, sockets::client)),
 
     route(GET, "/api/v2/workspaceagents/me/rpc", Agent, |m| on(m, sockets::agent)),

@@ -165,7 +165,7 @@ impl Running {
         self.app.access_url()
     }
 
-    /// The file that holds the first user's token.
+    /// The file that holds the first user's token, unless that user was made by request.
     #[must_use]
     pub fn admin_token_path(&self) -> &Path {
         &self.admin_token_path
@@ -246,17 +246,21 @@ pub async fn serve(config: Config) -> Result<Running, StartError> {
         relays: Relays::open(&url, stun_use, config.relays).await?,
         block_direct: config.block_direct,
         force_websockets: config.force_websockets,
+        own_url: format!("http://{}", reachable(address)),
     };
     let store = Store::open(&config.data_dir).await?.with_refresh(config.sessions.refresh);
-    let user = admin::ensure_user(&store).await?;
     let admin_token_path = admin::token_path(&config.data_dir);
-    admin::ensure_token(&store, &user, &admin_token_path)
-        .await?
-        .map_err(|error| StartError::AdminToken { path: admin_token_path.clone(), error })?;
+    if !config.first_user_by_request {
+        let user = admin::ensure_user(&store).await?;
+        admin::ensure_token(&store, &user, &admin_token_path)
+            .await?
+            .map_err(|error| StartError::AdminToken { path: admin_token_path.clone(), error })?;
+    }
 
     let dev = match config.dev {
         None => None,
         Some(program) => {
+            let user = admin::ensure_user(&store).await?;
             let token = store.ensure_dev_workspace(Stamp::now(), user.id, DEV_WORKSPACE).await?;
             // Beside the server, the HTTP address is nearer than whatever leads to the access URL, if it answers.
             let url = match settings.redirect {
@@ -300,6 +304,7 @@ fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
         browser_only: config.browser_only,
         wildcard_host: config.wildcard_host.as_deref().map(|host| wildcard(host, url)).transpose()?.unwrap_or_default(),
         sessions: config.sessions,
+        first_user_by_request: config.first_user_by_request,
         proxies: config.proxies.clone(),
         hooks: config.hooks.clone(),
     })

@@ -7,6 +7,7 @@ pub mod derp;
 pub mod disco;
 pub mod ip;
 pub mod pcap;
+pub mod pty;
 pub mod sftp;
 pub mod speedtest;
 pub mod stun;

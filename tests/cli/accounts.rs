@@ -4,7 +4,8 @@ use crate::{
     Lab,
     harness::{
         Server, clean, coder,
-        process::{run, text},
+        coder::server_command,
+        process::{Process, run, text},
         terminal::Terminal,
     },
 };
@@ -204,6 +205,20 @@ fn a_new_deployment_gets_its_first_user_from_flags() {
     assert_eq!(*user, serde_json::from_str::<Value>(want).unwrap());
     assert_eq!(login["email"], "a@example.com");
     assert_eq!(stored(folder.path()), "abcdefghij-0123456789012345678901");
+}
+
+#[test]
+fn our_own_server_gets_its_first_user_from_flags_where_that_is_wanted() {
+    let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let command = server_command(None, dir.path(), "127.0.0.1:0", &["--first-user-by-request"]);
+    let mut server = Process::start("the server", command);
+    let line = server.wait_for("listening on ");
+    let url = line.split("listening on ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let flags = ["--first-user-email", "a@example.com", "--first-user-username", "ann", "--first-user-full-name", "Ann A"];
+    let mut command = alone(folder.path(), &[&["login", url][..], &flags].concat());
+    command.env("CODER_FIRST_USER_PASSWORD", "correct horse battery");
+    assert!(done(&run(command, b"")).contains("Welcome to Coder, ann!"));
+    assert!(done(&run(alone(folder.path(), &["whoami"]), b"")).contains("authenticated as ann"));
 }
 
 #[test]

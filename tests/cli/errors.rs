@@ -37,11 +37,12 @@ pub(crate) fn names(line: &str, words: &[&str]) {
     }
 }
 
-const USES: [&[&str]; 7] = [
+const USES: [&[&str]; 8] = [
     &["ssh", "dev", "--", "true"],
     &["ssh", "--stdio", "dev"],
     &["ping", "dev", "-n", "1"],
     &["speedtest", "dev"],
+    &["port-forward", "dev", "-p", "1"],
     &["list"],
     &["config-ssh", "--yes"],
     &["create", "x"],
@@ -80,6 +81,7 @@ fn an_unknown_workspace_is_told() {
     names(&error(lab.server.coder(&["ssh", "dev.nope", "--", "true"]), SOON), &["nope", "main"]);
     names(&error(lab.server.coder(&["ping", "nope", "-n", "1"]), SOON), &["nope"]);
     names(&error(lab.server.coder(&["speedtest", "nope"]), SOON), &["nope"]);
+    names(&error(lab.server.coder(&["port-forward", "nope", "-p", "1"]), SOON), &["nope"]);
 }
 
 #[test]
@@ -87,12 +89,13 @@ fn an_agent_that_is_not_there_is_told() {
     let mut lab = Lab::new();
     lab.server.create("never");
     lab.agent.kill();
-    let gone: [(&[&str], &str); 5] = [
+    let gone: [(&[&str], &str); 6] = [
         (&["ssh", "never", "--", "true"], "never"),
         (&["ssh", "--stdio", "never"], "never"),
         (&["ssh", "dev", "--", "true"], "dev"),
         (&["ping", "dev", "-n", "1"], "dev"),
         (&["speedtest", "dev"], "dev"),
+        (&["port-forward", "never", "-p", "1"], "never"),
     ];
     thread::scope(|scope| {
         for (arguments, name) in gone {

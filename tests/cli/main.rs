@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
 mod accounts;
+mod agents;
 mod config_ssh;
 mod editors;
 mod errors;
@@ -20,6 +21,8 @@ mod interactive;
 mod life;
 mod matrix;
 mod netcheck;
+mod ping;
+mod port_forward;
 mod proxies;
 mod remote_forward;
 mod secrets;
@@ -27,6 +30,7 @@ mod sessions;
 mod shapes;
 mod signals;
 mod speedtest;
+mod terminals;
 mod users;
 
 use harness::{Process, Server};

@@ -2,7 +2,7 @@
 
 use super::harness::{
     Server,
-    shapes::{ALIKE, BLOCKED, LOST_AGENT, SSH_SETTINGS, World, unlisted},
+    shapes::{ALIKE, BLOCKED, LOST_AGENT, LOST_AGENT_PORTS, SSH_SETTINGS, World, unlisted},
 };
 use std::{fs, path::Path};
 
@@ -22,6 +22,7 @@ fn answers_are_those_of_the_go_server() {
     agent.kill();
     world.until_agent_is_gone();
     found.extend(world.difference(LOST_AGENT));
+    found.extend(world.difference(LOST_AGENT_PORTS));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

@@ -49,6 +49,10 @@ fn each_direction_and_way_gives_figures_that_add_up() {
             assert!(reached < end || (bits - throughput * end).abs() < bits * 1e-6, "{stdout}");
             let line = stderr.lines().find(|l| l.starts_with("Testing the ")).unwrap();
             assert!(line.contains(told) && line.contains("for 1.2s"), "{line}");
+            // Way and time of each second, in the words of the Go command line.
+            let way = if ways[0] == "-d" { "ms via direct" } else { "ms via coder" };
+            assert!(stderr.lines().skip_while(|l| !l.starts_with("Testing the ")).any(|l| l.ends_with(way)), "{stderr}");
+            assert_eq!(stderr.lines().next() == Some("Direct connections disabled."), ways[0] != "-d", "{stderr}");
         }
     }
 }

@@ -35,11 +35,13 @@ pub fn have(tools: &[&str]) -> bool {
 
 /// As [`have`], for tests that make network namespaces.
 pub fn have_namespaces() -> bool {
-    if !have(&["ip", "nft"]) {
-        return false;
-    }
-    let root = fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
-    root || skip("network namespaces need root")
+    have_as_root(&["ip", "nft"])
+}
+
+/// As [`have`], for tools that only root may use.
+pub fn have_as_root(tools: &[&str]) -> bool {
+    let root = || fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
+    have(tools) && (root() || skip("namespaces need root"))
 }
 
 /// Says why nothing runs; with `TAILNET_CI=1` it fails.

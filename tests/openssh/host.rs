@@ -12,7 +12,7 @@ use std::{
 };
 use tailnet::agent::{
     Profile,
-    ssh::{Counters, Server},
+    ssh::{Counters, Rules, Server},
 };
 
 /// Longest that any one command of a test may take.
@@ -34,13 +34,18 @@ impl Host {
 
     /// The same for a workspace of this profile and for more tools.
     pub(crate) fn start_with(tools: &[&str], profile: Profile) -> Option<Self> {
+        Self::start_ruled(tools, profile, Rules::default())
+    }
+
+    /// The same with rules for its clients.
+    pub(crate) fn start_ruled(tools: &[&str], profile: Profile, rules: Rules) -> Option<Self> {
         if !have(tools) {
             return None;
         }
         let turn = crate::turn();
         let mut variables: BTreeMap<String, String> = profile.variables.clone();
         variables.insert("FROM_TEMPLATE".to_owned(), "yes".to_owned());
-        let server = Server::new(Profile { workspace: "dev".into(), variables, ..profile });
+        let server = Server::with_rules(Profile { workspace: "dev".into(), variables, ..profile }, rules);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         listener.set_nonblocking(true).unwrap();

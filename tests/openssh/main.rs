@@ -18,6 +18,7 @@ mod forwards;
 mod harness;
 mod host;
 mod laptop;
+mod rules;
 mod through;
 mod tunnel;
 mod ways;

@@ -13,12 +13,21 @@ use russh::{
     ChannelId, ChannelOpenFailure, Pty as Mode, Sig,
     server::{Auth, ChannelOpenHandle, Handler, Msg, Response, Session as Protocol, VerifiedPublicKey},
 };
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, sync::Arc};
 use tokio_util::task::TaskTracker;
+
+/// Most sessions open at the same time on one connection. OpenSSH's own limit of 10 stops editors and `ControlMaster`.
+pub(super) const MAX_SESSIONS: usize = 256;
+/// SSH's number for "administratively prohibited".
+const PROHIBITED: u32 = 1;
+/// SSH's number for "resource shortage".
+const SHORTAGE: u32 = 4;
 
 /// One client. Dropped with its connection, which ends all its channels and listeners.
 pub(super) struct Connection {
     shared: Arc<Shared>,
+    /// The client's address in the tunnel.
+    from: Option<IpAddr>,
     /// Its channels that are not closed yet.
     open: TaskTracker,
     channels: Arc<Channels>,
@@ -33,25 +42,30 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(shared: Arc<Shared>, open: TaskTracker) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, open: TaskTracker, from: Option<IpAddr>) -> Self {
         let channels = Arc::<Channels>::default();
         let listeners = Listeners::new(Arc::clone(&shared), open.clone(), Arc::clone(&channels));
-        Self { shared, open, channels, sessions: HashMap::new(), listeners }
+        Self { shared, from, open, channels, sessions: HashMap::new(), listeners }
+    }
+
+    /// Drops sessions whose channel is closed.
+    fn forget_closed(&mut self) {
+        // A channel that this side closed first is not reported back by russh.
+        self.sessions.retain(|id, _| self.channels.get(*id).is_some_and(|lane| !lane.gone.is_cancelled()));
     }
 
     /// Keeps a new channel, unless there are too many or the agent is stopping.
     fn keep(&mut self, id: ChannelId) -> Option<Lane> {
-        // A channel that this side closed first is not reported back by russh.
-        self.sessions.retain(|id, _| self.channels.get(*id).is_some_and(|lane| !lane.gone.is_cancelled()));
+        self.forget_closed();
         if self.shared.stop.is_cancelled() { None } else { self.channels.keep(id) }
     }
 
     /// The session of a channel on which nothing was started yet, and what its task needs.
     fn unstarted(&mut self, id: ChannelId, protocol: &Protocol) -> Option<(&mut Session, Channel)> {
-        let lane = self.channels.get(id)?;
+        let (lane, from) = (self.channels.get(id)?, self.from);
         let session = self.sessions.get_mut(&id).filter(|s| s.can_start())?;
         let (shared, open) = (Arc::clone(&self.shared), self.open.token());
-        let channel = Channel { shared, handle: protocol.handle(), lane, open };
+        let channel = Channel { shared, handle: protocol.handle(), lane, open, from };
         Some((session, channel))
     }
 
@@ -65,12 +79,17 @@ impl Connection {
 
     /// Connects a new channel to `target` in a task of its own.
     async fn forward(&mut self, channel: russh::Channel<Msg>, target: Target, reply: ChannelOpenHandle) {
+        if self.shared.rules.block_local_forwarding {
+            tracing::debug!(?target, "forwarding is blocked");
+            let reason = "port forwarding is disabled".to_owned();
+            return reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason }).await;
+        }
         let (_, half) = channel.split();
         let output = Output::new(half);
         let Some(lane) = self.keep(output.id()) else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let forward = Forward { shared: Arc::clone(&self.shared), output, lane };
+        let forward = Forward { shared: Arc::clone(&self.shared), output, lane, from: self.from };
         self.shared.tasks.spawn(self.open.track_future(forward.connect(target, reply)));
     }
 }
@@ -119,6 +138,12 @@ impl Handler for Connection {
         let (_, half) = channel.split();
         let output = Output::new(half);
         let id = output.id();
+        self.forget_closed();
+        if self.sessions.len() >= MAX_SESSIONS {
+            let reason = format!("{MAX_SESSIONS} sessions are open on this connection: close one or connect once more");
+            reply.reject(ChannelOpenFailure::Other { code: SHORTAGE, reason }).await;
+            return Ok(());
+        }
         match self.keep(id) {
             Some(_) => {
                 self.sessions.insert(id, Session::new(output));
@@ -299,6 +324,9 @@ impl Handler for Connection {
     }
 
     async fn tcpip_forward(&mut self, address: &str, port: &mut u32, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        if self.shared.rules.block_reverse_forwarding {
+            return Ok(false);
+        }
         let bound = told("tcpip-forward", self.listeners.listen_tcp(address, *port, protocol.handle()).await);
         Ok(bound.inspect(|bound| *port = *bound).is_some())
     }
@@ -308,6 +336,9 @@ impl Handler for Connection {
     }
 
     async fn streamlocal_forward(&mut self, path: &str, protocol: &mut Protocol) -> Result<bool, Self::Error> {
+        if self.shared.rules.block_reverse_forwarding {
+            return Ok(false);
+        }
         Ok(told("streamlocal-forward", self.listeners.listen_unix(path, protocol.handle())).is_some())
     }
 

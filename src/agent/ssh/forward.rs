@@ -1,8 +1,9 @@
 //! One forwarded connection: a channel on one side, a socket on the other (agent.md §6.6).
 
-use super::{Shared, channels::Lane, session::Output};
+use super::{Shared, channels::Lane, session::Output, stats::JETBRAINS};
+use crate::agent::jetbrains;
 use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::pending, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -31,6 +32,14 @@ pub(super) enum Socket {
 }
 
 impl Target {
+    /// The port, if it is one of this machine.
+    fn local_port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { host, port } if matches!(host.as_str(), "127.0.0.1" | "localhost" | "::1") => u16::try_from(*port).ok(),
+            _ => None,
+        }
+    }
+
     async fn connect(&self) -> io::Result<Socket> {
         let connect = async {
             match self {
@@ -47,11 +56,17 @@ impl Target {
     }
 }
 
+async fn is_jetbrains(port: u16) -> bool {
+    tokio::task::spawn_blocking(move || jetbrains::listens(port)).await.unwrap_or_default()
+}
+
 /// The channel of a forwarded connection.
 pub(super) struct Forward {
     pub(super) shared: Arc<Shared>,
     pub(super) output: Output,
     pub(super) lane: Lane,
+    /// The client's address in the tunnel.
+    pub(super) from: Option<IpAddr>,
 }
 
 impl Forward {
@@ -65,7 +80,16 @@ impl Forward {
         match connected {
             Ok(socket) => {
                 reply.accept().await;
-                self.carry(socket).await;
+                let (shared, from) = (Arc::clone(&self.shared), self.from);
+                // The look takes a moment, in which bytes flow already.
+                let counted = async {
+                    let _session = match target.local_port() {
+                        Some(port) if is_jetbrains(port).await => shared.stats.count(JETBRAINS, from),
+                        _ => return pending::<()>().await,
+                    };
+                    pending().await
+                };
+                tokio::select! { () = self.carry(socket) => {} () = counted => {} }
             }
             Err(error) => {
                 tracing::debug!(?target, %error, "forward refused");

@@ -336,7 +336,7 @@ impl Accepting {
         };
         let output = Output::new(half);
         if let Some(lane) = self.channels.taken(output.id()).await {
-            Forward { shared: self.shared, output, lane }.carry(socket).await;
+            Forward { shared: self.shared, output, lane, from: None }.carry(socket).await;
         }
     }
 }

@@ -14,7 +14,8 @@ mod connection;
 mod forward;
 pub(crate) mod input;
 mod listen;
-mod process;
+pub(super) mod process;
+mod rules;
 mod session;
 mod sftp;
 mod stats;
@@ -24,30 +25,35 @@ mod tests;
 mod transport;
 mod x11;
 
+pub(super) use process::{Group, command_line, own_session};
+pub use rules::Rules;
 pub use stats::Counters;
 
-use super::{account::Account, environment::Profile};
+use super::{account::Account, connections::Connections, environment::Profile};
 use connection::Connection;
+use process::{Launch, Process};
 use russh::{
     Disconnect, Preferred, SshId, cipher, compression,
     keys::{Algorithm, PrivateKey, ssh_key::private::Ed25519Keypair},
     server::{Config, run_stream},
 };
 use sha2::{Digest as _, Sha256};
-use stats::Stats;
+use stats::{ActiveSession, Stats};
 use std::{
     borrow::Cow,
     env,
     ffi::OsString,
     fmt, fs,
-    io::Read as _,
+    future::pending,
+    io::{self, Read as _},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use transport::Transport;
@@ -56,8 +62,8 @@ use transport::Transport;
 const IDENTIFY: Duration = Duration::from_secs(60);
 /// What the channels of a connection get to close when the agent stops.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
-/// A third of the 72 hours after which a silent client is given up (agent.md §6.9).
-const KEEPALIVE: Duration = Duration::from_secs(24 * 3600);
+/// What sessions are told when the agent stops.
+const SHUTTING_DOWN: &str = "the agent is shutting down";
 /// Messages of output that wait in a connection's queue, each up to the client's packet size (32 KiB).
 const OUTPUT_QUEUE: usize = 16;
 /// Largest message of the day that is shown.
@@ -71,6 +77,7 @@ pub struct Server {
 
 struct Shared {
     config: Arc<Config>,
+    rules: Rules,
     profile: RwLock<Arc<Profile>>,
     banners: RwLock<Vec<String>>,
     account: Account,
@@ -110,6 +117,13 @@ impl Server {
     /// A server whose host key follows from the names in `profile`: the same ones give the same key on every start.
     #[must_use]
     pub fn new(profile: Profile) -> Self {
+        Self::with_rules(profile, Rules::default())
+    }
+
+    /// The same with rules for its clients.
+    #[must_use]
+    pub fn with_rules(profile: Profile, rules: Rules) -> Self {
+        let keepalive = rules.keepalive();
         let config = Config {
             // What the Go implementation says on both sides; some editors compare it.
             server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-Go")),
@@ -119,7 +133,8 @@ impl Server {
             event_buffer_size: OUTPUT_QUEUE,
             channel_buffer_size: 1,
             inactivity_timeout: None,
-            keepalive_interval: Some(KEEPALIVE),
+            keepalive_interval: keepalive.map(|(interval, _)| interval),
+            keepalive_max: keepalive.map_or(0, |(_, unanswered)| unanswered),
             preferred: Preferred {
                 key: Cow::Borrowed(&[Algorithm::Ed25519]),
                 cipher: Cow::Borrowed(&[
@@ -137,6 +152,7 @@ impl Server {
         };
         let shared = Shared {
             config: Arc::new(config),
+            rules,
             profile: RwLock::new(Arc::new(profile)),
             banners: RwLock::default(),
             account: Account::current(),
@@ -147,6 +163,17 @@ impl Server {
             stats: Stats::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Reports the sessions that begin from now on.
+    pub(super) fn report_to(&self, connections: Connections) {
+        // There is one box for the agent's whole life.
+        let _ = self.shared.stats.reports.set(connections);
+    }
+
+    /// What sessions see that start now.
+    pub(super) fn profile(&self) -> Arc<Profile> {
+        self.shared.profile()
     }
 
     /// What sessions that start from now on see. The host key stays.
@@ -167,6 +194,14 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.serve_from(stream, None).await;
+    }
+
+    /// The same for a client whose address in the tunnel is known.
+    pub(super) async fn serve_from<S>(&self, stream: S, from: Option<IpAddr>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = &self.shared;
         if shared.stop.is_cancelled() {
             return;
@@ -175,7 +210,7 @@ impl Server {
         let cut = CancellationToken::new();
         let _cut_on_drop = cut.clone().drop_guard();
         let open = TaskTracker::new();
-        let connection = Connection::new(Arc::clone(shared), open.clone());
+        let connection = Connection::new(Arc::clone(shared), open.clone(), from);
         let start = run_stream(Arc::clone(&shared.config), Transport::new(stream, cut), connection);
         let running = match timeout(IDENTIFY, start).await {
             Ok(Ok(running)) => running,
@@ -184,16 +219,25 @@ impl Server {
         };
         let handle = running.handle();
         let mut running = std::pin::pin!(running);
-        tokio::select! {
+        let lifetime = shared.rules.lifetime();
+        let over = async {
+            match lifetime {
+                Some(lifetime) => sleep(lifetime).await,
+                None => pending().await,
+            }
+        };
+        let why = tokio::select! {
             ended = &mut running => return tracing::debug!(?ended, "connection ended"),
-            () = shared.stop.cancelled() => {}
-        }
+            () = shared.stop.cancelled() => SHUTTING_DOWN,
+            () = over => "the connection has reached the limit of --ssh-max-timeout",
+        };
         let close = async {
             open.close();
-            // Each channel's task closes its channel; the farewell comes after that.
-            let _ = timeout(CLOSE_GRACE, open.wait()).await;
-            let text = "the agent is shutting down".to_owned();
-            let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
+            if shared.stop.is_cancelled() {
+                // Each channel's task closes its channel; the farewell comes after that.
+                let _ = timeout(CLOSE_GRACE, open.wait()).await;
+            }
+            let _ = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new()).await;
             let _ = running.await;
         };
         let _ = timeout(2 * CLOSE_GRACE, close).await;
@@ -206,6 +250,31 @@ impl Server {
         if timeout(limit, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.shared.tasks.len(), "sessions did not end in time");
         }
+    }
+
+    /// Starts a command, or a login shell, in a terminal that belongs to no session of this server, with the same
+    /// environment.
+    pub(super) fn start_in_terminal(&self, command: Option<&[u8]>, kind: &str, rows: u32, columns: u32) -> io::Result<Process> {
+        let shared = &self.shared;
+        let size = terminal::Size { rows, columns, ..terminal::Size::default() };
+        let launch = Launch {
+            profile: &shared.profile(),
+            account: &shared.account,
+            process: &shared.process,
+            client: &[],
+            executable: &shared.executable,
+            command,
+            terminal: Some(&terminal::Request { kind: kind.to_owned(), size, modes: Vec::new() }),
+            key_agent: None,
+            display: None,
+            utf8: true,
+        };
+        launch.start()
+    }
+
+    /// Counts somebody who uses the agent by another way as a session of this kind, until the answer is dropped.
+    pub(super) fn count_session(&self, kind: &str, from: Option<IpAddr>) -> ActiveSession {
+        self.shared.stats.start_session(kind, from)
     }
 
     /// A reading of the counters.

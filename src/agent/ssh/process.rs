@@ -3,7 +3,7 @@
 use super::terminal::{self, Request};
 use crate::agent::{
     account::Account,
-    environment::{Profile, Sources, Terminal},
+    environment::{Profile, Sources, Terminal, prefer_utf8},
 };
 use pty_process::Pty;
 use rustix::process::{Pid, Signal, kill_process_group, setsid};
@@ -33,38 +33,46 @@ pub(super) struct Launch<'a> {
     pub(super) terminal: Option<&'a Request>,
     pub(super) key_agent: Option<&'a Path>,
     pub(super) display: Option<&'a str>,
+    /// Whether text shall be UTF-8 where nobody chose otherwise.
+    pub(super) utf8: bool,
 }
 
 /// A started process.
 #[derive(Debug)]
-pub(super) struct Process {
-    pub(super) child: Child,
-    pub(super) group: Group,
-    pub(super) io: Io,
+pub(in crate::agent) struct Process {
+    pub(in crate::agent) child: Child,
+    pub(in crate::agent) group: Group,
+    pub(in crate::agent) io: Io,
 }
 
 /// Where its bytes come from and go to.
 #[derive(Debug)]
-pub(super) enum Io {
+pub(in crate::agent) enum Io {
     Pipes { stdin: ChildStdin, stdout: ChildStdout, stderr: ChildStderr },
     Terminal { pty: Terminals },
 }
 
 /// The master end of a terminal, and a second handle to it for changes of size.
 #[derive(Debug)]
-pub(super) struct Terminals {
-    pub(super) reader: pty_process::OwnedReadPty,
-    pub(super) writer: pty_process::OwnedWritePty,
-    pub(super) control: OwnedFd,
+pub(in crate::agent) struct Terminals {
+    pub(in crate::agent) reader: pty_process::OwnedReadPty,
+    pub(in crate::agent) writer: pty_process::OwnedWritePty,
+    pub(in crate::agent) control: OwnedFd,
 }
 
 /// The process group of a session's command.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Group(Pid);
+pub(in crate::agent) struct Group(Pid);
 
 impl Group {
+    /// That of a child which leads its own session.
+    pub(in crate::agent) fn of(child: &Child) -> io::Result<Self> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        id.map(Self).ok_or_else(|| io::Error::other("the process has no id"))
+    }
+
     /// Sends a signal to all of it; a group that is gone needs none.
-    pub(super) fn signal(self, signal: Signal) {
+    pub(in crate::agent) fn signal(self, signal: Signal) {
         if let Err(error) = kill_process_group(self.0, signal) {
             tracing::debug!(?signal, %error, "no process took the signal");
         }
@@ -82,8 +90,12 @@ impl Launch<'_> {
     }
 
     fn environment(&self, terminal: Option<Terminal<'_>>) -> BTreeMap<OsString, OsString> {
-        let &Launch { profile, account, process, client, executable, key_agent, display, .. } = self;
-        Sources { profile, account, process, client, executable, terminal, key_agent, display }.build()
+        let &Launch { profile, account, process, client, executable, key_agent, display, utf8, .. } = self;
+        let mut out = Sources { profile, account, process, client, executable, terminal, key_agent, display }.build();
+        if utf8 {
+            prefer_utf8(&mut out);
+        }
+        out
     }
 
     fn start_with_pipes(&self, program: &OsStr, arguments: &[OsString], folder: &Path) -> io::Result<Process> {
@@ -95,7 +107,7 @@ impl Launch<'_> {
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
             return Err(io::Error::other("the process has no pipes"));
         };
-        Ok(Process { group: group_of(&child)?, child, io: Io::Pipes { stdin, stdout, stderr } })
+        Ok(Process { group: Group::of(&child)?, child, io: Io::Pipes { stdin, stdout, stderr } })
     }
 
     fn start_in_terminal(
@@ -105,7 +117,7 @@ impl Launch<'_> {
         arguments: &[OsString],
         folder: &Path,
     ) -> io::Result<Process> {
-        let (pty, pts) = pty_process::open().map_err(io::Error::other)?;
+        let (pty, pts) = pty_process::open().map_err(into_io)?;
         terminal::set_modes(&pts, &request.modes)?;
         request.size.apply(&pty)?;
         let device = rustix::termios::ttyname(&pts, Vec::new())?;
@@ -117,9 +129,9 @@ impl Launch<'_> {
             .envs(environment)
             .current_dir(folder)
             .spawn(pts)
-            .map_err(io::Error::other)?;
+            .map_err(into_io)?;
         let pty = Terminals::new(pty)?;
-        Ok(Process { group: group_of(&child)?, child, io: Io::Terminal { pty } })
+        Ok(Process { group: Group::of(&child)?, child, io: Io::Terminal { pty } })
     }
 }
 
@@ -131,15 +143,18 @@ impl Terminals {
     }
 }
 
-fn group_of(child: &Child) -> io::Result<Group> {
-    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    // Both ways of starting make the process the leader of its own session, so its id is that of its group.
-    id.map(Group).ok_or_else(|| io::Error::other("the process has no id"))
+/// Keeps the system's number: it tells a machine without free terminals from other troubles.
+fn into_io(error: pty_process::Error) -> io::Error {
+    match error {
+        pty_process::Error::Io(error) => error,
+        pty_process::Error::Rustix(error) => error.into(),
+        other => io::Error::other(other),
+    }
 }
 
 /// Without a terminal too the command leads its own session, so that nothing typed at the agent's terminal reaches it.
 #[expect(unsafe_code, reason = "the standard library starts a process in its own group, but not in its own session")]
-fn own_session(command: &mut Command) {
+pub(in crate::agent) fn own_session(command: &mut Command) {
     // SAFETY: between fork and exec the closure makes one system call and neither allocates nor locks.
     unsafe {
         command.pre_exec(|| {
@@ -150,7 +165,7 @@ fn own_session(command: &mut Command) {
 }
 
 /// Program and arguments: a login shell, the shell with a command, or the interpreter of a script.
-fn command_line(shell: &Path, command: Option<&[u8]>) -> (OsString, Vec<OsString>) {
+pub(in crate::agent) fn command_line(shell: &Path, command: Option<&[u8]>) -> (OsString, Vec<OsString>) {
     let Some(command) = command.filter(|c| !c.trim_ascii().is_empty()) else {
         return (shell.into(), vec!["-l".into()]);
     };

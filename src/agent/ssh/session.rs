@@ -1,10 +1,11 @@
 //! One session channel: what the client prepares, then one process and the bytes between both (agent.md §6.2, §6.4).
 
 use super::{
-    Shared,
+    SHUTTING_DOWN, Shared,
     channels::Lane,
     input::Input,
     process::{Group, Io, Launch, Process},
+    rules::{TRANSFER_BLOCKED, TRANSFER_TEXT},
     sftp,
     stats::ActiveSession,
     terminal::{Request, Size},
@@ -17,6 +18,7 @@ use russh::{
 use rustix::process::Signal;
 use std::{
     io,
+    net::IpAddr,
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     path::PathBuf,
     process::ExitStatus,
@@ -35,6 +37,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Exit status of a command that the agent could not start or serve.
 pub(super) const NOT_STARTED: u32 = 229;
+/// The status in the report of a session whose command gave none.
+const KILLED: i32 = 255;
 /// SSH's number for standard error.
 const STDERR: u32 = 1;
 /// After the command's end its terminal may still hold output; this much silence means it does not.
@@ -43,6 +47,8 @@ const QUIET: Duration = Duration::from_millis(100);
 const LEFT_IN_TERMINAL: usize = 256 << 10;
 /// What a command gets between being told to end and being killed when the agent stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// What the words at the agent's stop get to enter the connection's queue.
+const TELL: Duration = Duration::from_millis(250);
 /// Most variables a client may set.
 const MAX_VARIABLES: usize = 1024;
 /// The variable that names the kind of client (agent.md §6.10).
@@ -162,6 +168,8 @@ pub(super) struct Channel {
     pub(super) lane: Lane,
     /// Held until the channel is closed.
     pub(super) open: TaskTrackerToken,
+    /// The client's address in the tunnel.
+    pub(super) from: Option<IpAddr>,
 }
 
 impl Session {
@@ -243,8 +251,12 @@ impl Session {
     pub(super) fn start_sftp(&mut self, channel: Channel) {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
-        let active = shared.stats.start_session(self.kind());
-        shared.tasks.spawn(sftp::serve(output, channel, active));
+        let active = shared.stats.start_session(self.kind(), channel.from);
+        if shared.rules.block_file_transfer {
+            shared.tasks.spawn(refuse(output, channel, active, false));
+        } else {
+            shared.tasks.spawn(sftp::serve(output, channel, active));
+        }
         self.running = Some(Running::default());
     }
 
@@ -252,6 +264,12 @@ impl Session {
     pub(super) fn start(&mut self, command: Option<&[u8]>, channel: Channel) {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
+        if shared.rules.forbids(command) {
+            let active = shared.stats.start_session(self.kind(), channel.from);
+            shared.tasks.spawn(refuse(output, channel, active, true));
+            self.running = Some(Running::default());
+            return;
+        }
         let profile = shared.profile();
         let launch = Launch {
             profile: &profile,
@@ -263,8 +281,9 @@ impl Session {
             terminal: self.terminal.as_ref(),
             key_agent: self.key_agent.as_deref(),
             display: self.display.as_deref(),
+            utf8: false,
         };
-        let active = shared.stats.start_session(self.kind());
+        let active = shared.stats.start_session(self.kind(), channel.from);
         let started = launch.start();
         tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
         let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
@@ -285,7 +304,8 @@ impl Session {
             Err(error) => {
                 let text = format!("cannot start {}: {error}\r\n", shared.account.shell.display());
                 shared.tasks.spawn(async move {
-                    let _active = active;
+                    let mut active = active;
+                    active.ended(NOT_STARTED.cast_signed(), "the command could not be started");
                     let told = output.complain(text);
                     tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
                     output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
@@ -295,6 +315,23 @@ impl Session {
         }
         self.running = Some(running);
     }
+}
+
+/// Ends a session that would carry files (agent.md §6.8). A command says so where its program would speak; whoever waits
+/// for the subsystem's packets reads it beside them.
+async fn refuse(output: Output, channel: Channel, mut active: ActiveSession, is_command: bool) {
+    active.ended(TRANSFER_BLOCKED.cast_signed(), "file transfer is blocked");
+    let told = async {
+        if is_command {
+            // A client that is gone needs no text.
+            let _ = output.send(None, TRANSFER_TEXT.into()).await;
+        } else {
+            output.complain(TRANSFER_TEXT.trim_start_matches('\u{2}').to_owned()).await;
+        }
+    };
+    tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
+    output.report(&channel.handle, Exit::Code(TRANSFER_BLOCKED)).await;
+    channel.lane.gone.cancel();
 }
 
 enum Ends {
@@ -316,8 +353,8 @@ struct Serve {
 
 impl Serve {
     async fn run(self) {
-        let Self { mut child, group, ended, ends, output, channel, greeting, active } = self;
-        let Channel { shared, handle, lane: Lane { input, gone }, open } = channel;
+        let Self { mut child, group, ended, ends, output, channel, greeting, mut active } = self;
+        let Channel { shared, handle, lane: Lane { input, gone }, open, from: _ } = channel;
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
             if let Some(greeting) = greeting.filter(|g| !g.is_empty())
@@ -346,8 +383,22 @@ impl Serve {
         };
         ended.store(!ended_early(&mut child), Ordering::Release);
         match status {
-            Some(status) => output.report(&handle, status.into()).await,
-            None => output.close().await,
+            Some(status) => {
+                let exit = status.into();
+                match exit {
+                    Exit::Code(code) => active.ended(code.cast_signed(), ""),
+                    Exit::Signal { signal, .. } => active.ended(KILLED, &format!("ended by signal {signal}")),
+                }
+                output.report(&handle, exit).await;
+            }
+            None => {
+                active.ended(KILLED, if shared.stop.is_cancelled() { SHUTTING_DOWN } else { "the client left" });
+                if shared.stop.is_cancelled() && !gone.is_cancelled() {
+                    // A client whose window is full does not hold the stop up.
+                    let _ = timeout(TELL, output.complain(format!("{SHUTTING_DOWN}\r\n"))).await;
+                }
+                output.close().await;
+            }
         }
         gone.cancel();
         drop((output, active, handle, open));

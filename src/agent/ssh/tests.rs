@@ -3,6 +3,7 @@
 
 mod files;
 mod listen;
+mod rules;
 
 use super::{Profile, Server, input};
 use russh::{

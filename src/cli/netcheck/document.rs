@@ -5,7 +5,9 @@ use super::{
     judge::{self, Severity, Warning},
     told,
 };
-use crate::{base::RegionId, cli::ping::go_text, driver::interfaces::Interface, proto::netcheck::Report, wire::derp::RelayMap};
+use crate::{
+    base::RegionId, cli::go_time::go_text, driver::interfaces::Interface, proto::netcheck::Report, wire::derp::RelayMap,
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::{

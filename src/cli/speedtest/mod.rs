@@ -7,14 +7,14 @@ use super::{
     args::{Direction, Global, Output, Speedtest},
     connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
-    logs, output, ping,
+    go_time, logs, output, ping,
     target::{HostNames, Target},
 };
 use crate::{
     base::Lane,
     driver::{clock, process::EndSignals},
     net::{
-        PathInfo, PingKind, Stream,
+        PathInfo, PingKind, Pong, Stream,
         speedtest::{self, Opening, SpeedtestError},
     },
 };
@@ -49,6 +49,9 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
         bail!("--direct (-d) waits for a direct path, which --disable-direct-connections forbids: leave one of them out");
     }
     super::on_one_thread(async {
+        if global.disable_direct_connections {
+            output::note("Direct connections disabled.");
+        }
         let deployment = Deployment::open(global).await?;
         let target = Target::parse(&args.workspace, &HostNames::default());
         let mut signals = EndSignals::open().context("cannot handle signals")?;
@@ -114,6 +117,7 @@ async fn measure(tunnel: &Tunnel, args: &Speedtest) -> anyhow::Result<Figures> {
     tokio::select! {
         moved = moved => moved.map_err(|why| anyhow!("the speed test with the agent of {name} broke off: {why}"))?,
         () = tell_changes(tunnel, path, first) => {}
+        () = tell_latency(tunnel) => {}
         () = silence(tunnel) => bail!("the speed test with the agent of {name} broke off: the agent does not answer any more"),
     }
     meter.finish().with_context(|| format!("the agent of {name} ended the speed test without any data"))
@@ -158,13 +162,11 @@ async fn wait_for_direct(tunnel: &Tunnel) -> anyhow::Result<()> {
     let waiting = async {
         loop {
             match tunnel.tailnet.ping(tunnel.address, PingKind::Disco, PING).await {
-                Ok(pong) if ping::is_direct(&pong) => {
-                    output::note(&format!("{name} answers {} in {}", ping::way(tunnel, &pong), ping::rounded(pong.latency)));
-                    return;
-                }
                 Ok(pong) => {
-                    let (way, time) = (ping::way(tunnel, &pong), ping::rounded(pong.latency));
-                    output::note(&format!("{name} answers {way} in {time}; waiting for a direct path …"));
+                    output::note(&via(tunnel, &pong));
+                    if ping::is_direct(&pong) {
+                        return;
+                    }
                 }
                 Err(error) => output::note(&format!("{name} does not answer ({error}); waiting for a direct path …")),
             }
@@ -192,6 +194,26 @@ async fn tell_changes(tunnel: &Tunnel, mut path: watch::Receiver<Option<PathInfo
     pending().await
 }
 
+/// Tells every second how long an answer takes while the data goes, and which way. Never ends.
+async fn tell_latency(tunnel: &Tunnel) {
+    loop {
+        sleep(PING).await;
+        if let Ok(pong) = tunnel.tailnet.ping(tunnel.address, PingKind::Disco, PING).await {
+            output::note(&via(tunnel, &pong));
+        }
+    }
+}
+
+/// Time and way of an answer: `29ms via coder`, which is the relay's code, or `29ms via direct`.
+fn via(tunnel: &Tunnel, pong: &Pong) -> String {
+    let way = match pong.path.and_then(|path| path.lane) {
+        Some(Lane::Udp { .. }) => "direct",
+        Some(Lane::Relay { region, .. }) => tunnel.relays.regions.get(&region).map_or("an unknown relay", |r| &r.code),
+        None => "an unknown path",
+    };
+    format!("{}ms via {way}", pong.latency.as_millis())
+}
+
 /// Returns when the agent has not answered for a while. A sender sees a dead peer late: its buffers take the data.
 async fn silence(tunnel: &Tunnel) {
     let mut lost = 0;
@@ -212,7 +234,7 @@ fn way(tunnel: &Tunnel, lane: Option<Lane>) -> String {
 
 /// Whole seconds as such, anything else in full precision.
 fn shown(time: Duration) -> String {
-    if time.subsec_nanos() == 0 { format!("{}s", time.as_secs()) } else { ping::go_text(time) }
+    if time.subsec_nanos() == 0 { format!("{}s", time.as_secs()) } else { go_time::go_text(time) }
 }
 
 fn explain(tunnel: &Tunnel, error: SpeedtestError) -> anyhow::Error {

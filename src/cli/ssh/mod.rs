@@ -11,7 +11,7 @@ mod stdio;
 
 use super::{
     args::{Global, Ssh, Wait},
-    connect::{SSH_PORT, Tunnel, Wishes},
+    connect::{SSH_PORT, Tunnel, Usage, Wishes},
     deployment::Deployment,
     logs, output,
     ready::Readiness,
@@ -76,13 +76,13 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
 fn wishes(global: &Global, args: &Ssh) -> Wishes {
     let usage = match args.usage_app.as_str() {
         "disable" => None,
-        "vscode" => Some("vscode"),
-        "jetbrains" => Some("jetbrains"),
-        _ => Some("ssh"),
+        "vscode" => Some(Usage::App("vscode")),
+        "jetbrains" => Some(Usage::App("jetbrains")),
+        _ => Some(Usage::App("ssh")),
     };
     let wait = if args.no_wait { Wait::No } else { args.wait };
     let readiness = Readiness { start: !args.disable_autostart, wait };
-    Wishes { direct: !global.disable_direct_connections, usage, readiness, ..Wishes::default() }
+    Wishes { direct: !global.disable_direct_connections, usage, watch: true, readiness, ..Wishes::default() }
 }
 
 /// What the flags ask of the agent: a terminal for a shell at a terminal, or where one is demanded.
@@ -158,17 +158,26 @@ async fn interactive(
     };
     // A terminal that was demanded without having one stays as it is.
     let raw = if person.is_some() { Some(RawMode::enter()?) } else { None };
-    let ending = tokio::select! {
+    let mut ending = tokio::select! {
         ending = session.run(request, local) => ending,
         never = network_info::keep(info, &tunnel) => match never {},
         never = watch_silence(person.as_deref(), &tunnel) => match never {},
         never = tell_timeline(&tunnel, deployment, &first, opened) => match never {},
+        fate = tunnel.fate() => Ok(Ending::Lost(fate.to_string())),
         signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
     let left = matches!(ending, Ok(Ending::Left));
+    let good_bye = async {
+        if let Ok(Ending::Lost(reason)) = &mut ending
+            && let Some(fate) = tunnel.why_lost().await
+        {
+            *reason = fate.to_string();
+        }
+        tunnel.close_within(if left { HURRY } else { GOOD_BYE }).await;
+    };
     tokio::select! {
-        () = tunnel.close_within(if left { HURRY } else { GOOD_BYE }) => {}
+        () = good_bye => {}
         // Whoever asks twice does not want to wait.
         _ = signals.next() => {}
     }
@@ -228,7 +237,7 @@ mod tests {
             ("--usage-app=disable", None),
             ("--stdio", Some("ssh")),
         ] {
-            assert_eq!(wishes(&format!("coder ssh {flag} dev")).usage, usage, "{flag}");
+            assert_eq!(wishes(&format!("coder ssh {flag} dev")).usage, usage.map(Usage::App), "{flag}");
         }
         let ready = |flags: &str| wishes(&format!("coder ssh {flags} dev")).readiness;
         assert!(ready("-t").start && !ready("--disable-autostart").start);

@@ -57,10 +57,11 @@ pub(super) async fn run(
     let (first, opened) = (Notify::new(), clock::now());
     let passed = tokio::select! {
         () = reader.closed() => None,
-        passed = pass(stream, Stdin::open(), stdout, &first) => Some(passed),
+        passed = pass(stream, Stdin::open(), stdout, &first) => Some(passed.map_err(anyhow::Error::from)),
         _ = signals.next() => None,
         never = network_info::keep(info, &tunnel) => match never {},
         never = super::tell_timeline(&tunnel, deployment, &first, opened) => match never {},
+        fate = tunnel.fate() => Some(Err(anyhow!("{fate}"))),
     };
     match passed {
         Some(Ok(())) => {
@@ -68,8 +69,9 @@ pub(super) async fn run(
             Ok(0)
         }
         Some(Err(error)) => {
+            let why = tunnel.why_lost().await.map_or_else(|| error.to_string(), |fate| fate.to_string());
             tunnel.close().await;
-            Err(anyhow!("the connection to workspace {target} was lost: {error}"))
+            Err(anyhow!("the connection to workspace {target} was lost: {why}"))
         }
         None => {
             tunnel.close_within(HURRY).await;

@@ -117,7 +117,8 @@ impl DataLoop {
             }
             netstack::Event::Closed { flow, reason } => self.flows.handle_news(now, &mut self.node, flow, Some(reason)),
             netstack::Event::Datagram { from, to, data, .. } => {
-                let sent = self.udp_ports.get(&to.port()).map(|port| port.try_send(Datagram { from, data }));
+                let owner = self.udp_ports.get(&to.port()).or(self.udp_rest.as_ref());
+                let sent = owner.map(|owner| owner.try_send(Datagram { from, to, data }));
                 self.drops.datagrams += u64::from(!matches!(sent, Some(Ok(()))));
             }
             // An accepted connection is the owner's already; pings of the stack are answered by the node.

@@ -10,6 +10,7 @@ mod events;
 mod flows;
 mod lanes;
 mod run;
+mod udp;
 
 use super::{
     control::Control,
@@ -23,7 +24,7 @@ use crate::{
     proto::{
         netcheck::Report,
         netstack::IncomingKey,
-        node::{self, DialFailure, PathInfo, PingKind},
+        node::{self, DialFailure, PathInfo, PeerInfo, PingKind},
     },
     wire::{
         coord::tailnet::{self, PeerUpdate},
@@ -88,6 +89,8 @@ pub struct Connected {
 pub struct Datagram {
     /// Its sender.
     pub from: SocketAddrV6,
+    /// Where it was sent to: one of our addresses.
+    pub to: SocketAddrV6,
     /// Its bytes.
     pub data: Vec<u8>,
 }
@@ -187,6 +190,10 @@ pub enum Command {
     },
     /// The owner of a UDP port is gone.
     UnbindUdp(u16),
+    /// Take what arrives at UDP ports that nobody has bound. An error when somebody does so already.
+    BindUdpRest(oneshot::Sender<io::Result<mpsc::Receiver<Datagram>>>),
+    /// Not any more.
+    UnbindUdpRest,
     /// Ask a peer for an answer.
     Ping {
         /// Whom.
@@ -204,6 +211,13 @@ pub enum Command {
         address: Ipv6Addr,
         /// The news.
         reply: oneshot::Sender<watch::Receiver<Option<PathInfo>>>,
+    },
+    /// Tell what is known of a peer.
+    PeerInfo {
+        /// The peer.
+        address: Ipv6Addr,
+        /// What is known; `None` when it is not.
+        reply: oneshot::Sender<Option<PeerInfo>>,
     },
     /// An agent that we want to reach.
     AddDestination(Uuid),

@@ -1,8 +1,8 @@
 //! The loop itself.
 
 use super::{
-    BACKLOG, Command, Config, Connected, Counters, DATAGRAMS, Datagram, Outgoing, PingError, Pong, QueueDrops, Ticket,
-    flows::Flows, lanes::Lanes,
+    BACKLOG, Command, Config, Connected, Counters, Datagram, Outgoing, PingError, Pong, QueueDrops, Ticket, flows::Flows,
+    lanes::Lanes,
 };
 use crate::{
     base::{Instant, Lane, RegionId, Rng, Via},
@@ -84,6 +84,7 @@ pub(super) struct DataLoop {
     pub(super) pings: BTreeMap<PingId, (Ipv6Addr, oneshot::Sender<Result<Pong, PingError>>)>,
     pub(super) listeners: BTreeMap<Option<u16>, mpsc::Sender<IncomingKey>>,
     pub(super) udp_ports: FxHashMap<u16, mpsc::Sender<Datagram>>,
+    pub(super) udp_rest: Option<mpsc::Sender<Datagram>>,
     pub(super) watched: BTreeMap<Ipv6Addr, watch::Sender<Option<PathInfo>>>,
     pub(super) own: watch::Sender<Option<Arc<tailnet::Node>>>,
     pub(super) report: watch::Sender<Option<Arc<Report>>>,
@@ -136,6 +137,7 @@ impl DataLoop {
             pings: BTreeMap::new(),
             listeners: BTreeMap::new(),
             udp_ports: FxHashMap::default(),
+            udp_rest: None,
             watched: BTreeMap::new(),
             own,
             report,
@@ -312,11 +314,6 @@ impl DataLoop {
         }
     }
 
-    fn send_datagram(&mut self, Outgoing { port, to, data }: Outgoing) {
-        // To a peer that is not there: as lost as on any network.
-        let _ = self.node.udp_send(port, to, &data);
-    }
-
     fn handle_command(&mut self, now: Instant, command: Command) {
         match command {
             Command::Dial { ticket, to, deadline, reply } => {
@@ -351,20 +348,10 @@ impl DataLoop {
                 let _ = reply.send(end);
             }
             Command::Refuse(key) => self.node.refuse(key),
-            Command::BindUdp { port, reply } => {
-                let taken = || io::Error::from(io::ErrorKind::AddrInUse);
-                let bound = self.node.udp_bind(port).ok_or_else(taken).map(|port| {
-                    let (sender, receiver) = mpsc::channel(DATAGRAMS);
-                    self.udp_ports.insert(port, sender);
-                    (port, receiver)
-                });
-                // Whoever asked may be gone.
-                if let Err(Ok((port, receiver))) = reply.send(bound) {
-                    drop(receiver);
-                    self.unbind_udp(port);
-                }
-            }
+            Command::BindUdp { port, reply } => self.bind_udp(port, reply),
             Command::UnbindUdp(port) => self.unbind_udp(port),
+            Command::BindUdpRest(reply) => self.bind_udp_rest(reply),
+            Command::UnbindUdpRest => self.unbind_udp_rest(),
             Command::Ping { to, kind, deadline, reply } => {
                 let ping = self.node.ping(now, to, kind, deadline);
                 self.pings.insert(ping, (to, reply));
@@ -373,6 +360,9 @@ impl DataLoop {
                 let node = &self.node;
                 let sender = self.watched.entry(address).or_insert_with(|| watch::Sender::new(node.path_info(&address)));
                 let _ = reply.send(sender.subscribe());
+            }
+            Command::PeerInfo { address, reply } => {
+                let _ = reply.send(self.node.peer_info(now, &address));
             }
             Command::AddDestination(id) => {
                 self.node.add_destination(now, id);
@@ -402,14 +392,6 @@ impl DataLoop {
                 let _ = reply.send(counters);
             }
             Command::Close(reply) => self.close(now).push(reply),
-        }
-    }
-
-    /// Gives a UDP port back whose owner is gone.
-    fn unbind_udp(&mut self, port: u16) {
-        if self.udp_ports.get(&port).is_some_and(mpsc::Sender::is_closed) {
-            self.udp_ports.remove(&port);
-            self.node.udp_unbind(port);
         }
     }
 

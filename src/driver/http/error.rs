@@ -69,9 +69,7 @@ impl HttpError {
             deepest = source;
         }
         // The outermost text may quote the whole URL; the deepest never does.
-        // The I/O error that wraps it names no source.
-        let wrapped = deepest.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let reason = match wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        let reason = match of_tls(deepest) {
             Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS; is its URL http://, not https://?".to_owned(),
             _ if e.source().is_some() => deepest.to_string(),
             _ => "the request failed".to_owned(),
@@ -84,6 +82,11 @@ impl HttpError {
             Self::Answer { host, reason }
         }
     }
+}
+
+/// The TLS error inside: the I/O errors that wrap it do not name it as their source.
+fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    error.downcast_ref::<rustls::Error>().or_else(|| of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
 /// A status of 400 or more, with what the server said.

@@ -5,9 +5,11 @@
 //! cookie would win over the token header (`coordination.md` §2.5). Every call has a time limit and a size limit.
 
 mod error;
+mod events;
 mod tls;
 
 pub use error::{HttpError, Refusal, Validation};
+pub use events::{Event, Events};
 pub use tls::{Identity, PemError, certificates};
 
 use super::{

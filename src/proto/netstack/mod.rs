@@ -165,6 +165,7 @@ pub struct Netstack {
     listening: BTreeSet<u16>,
     listening_to_rest: bool,
     udp_bound: BTreeSet<u16>,
+    udp_rest: bool,
     datagrams_in: usize,
     pings: Pings,
     timers: TimerQueue,
@@ -200,6 +201,7 @@ impl Netstack {
             listening: BTreeSet::new(),
             listening_to_rest: false,
             udp_bound: BTreeSet::new(),
+            udp_rest: false,
             datagrams_in: 0,
             pings: Pings::default(),
             timers: TimerQueue::default(),
@@ -252,7 +254,7 @@ impl Netstack {
     }
 
     fn handle_udp(&mut self, peer: PeerIx, ip: &Ipv6<'_>, udp: &Udp<'_>) {
-        if !self.udp_bound.contains(&udp.dst_port) {
+        if !self.udp_rest && !self.udp_bound.contains(&udp.dst_port) {
             self.counters.udp_unbound += 1;
             return;
         }
@@ -339,6 +341,11 @@ impl Netstack {
             }
         };
         self.udp_bound.insert(port).then_some(port)
+    }
+
+    /// Takes datagrams for every other port too, or not any more.
+    pub const fn udp_listen_rest(&mut self, on: bool) {
+        self.udp_rest = on;
     }
 
     /// Gives a UDP port back.

@@ -2,11 +2,14 @@
 
 use super::peers::Gone;
 use crate::{
-    base::{FlowId, Lane, RegionId},
+    base::{FlowId, Lane, NodeKey, RegionId},
     proto::{netcheck, netstack, path::PathState},
     wire::coord::tailnet,
 };
-use std::{net::Ipv6Addr, time::Duration};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 use uuid::Uuid;
 
 /// One call of [`super::Node::dial`].
@@ -52,6 +55,19 @@ pub struct PathInfo {
     pub state: PathState,
     /// Where new packets go first.
     pub lane: Option<Lane>,
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its node key.
+    pub key: NodeKey,
+    /// Its home relay.
+    pub home: RegionId,
+    /// Where it says that it may be reached.
+    pub endpoints: Vec<SocketAddr>,
+    /// How long ago the last handshake was.
+    pub handshake_age: Option<Duration>,
 }
 
 /// News for the owner of a [`super::Node`].

@@ -234,6 +234,11 @@ impl Node {
         self.netstack.udp_bind(port)
     }
 
+    /// Takes datagrams for every other port too.
+    pub const fn udp_listen_rest(&mut self, on: bool) {
+        self.netstack.udp_listen_rest(on);
+    }
+
     /// Gives a UDP port back.
     pub fn udp_unbind(&mut self, port: u16) {
         self.netstack.udp_unbind(port);

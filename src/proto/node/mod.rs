@@ -35,7 +35,7 @@ mod transmit;
 mod tests;
 
 pub use counters::{ByWay, Counters, Drops};
-pub use event::{DialFailure, DialId, Event, PathInfo, PingId, PingKind};
+pub use event::{DialFailure, DialId, Event, PathInfo, PeerInfo, PingId, PingKind};
 pub use peers::Gone;
 pub use send::{Budget, SendSpace, Turn};
 
@@ -309,6 +309,15 @@ impl Node {
     #[must_use]
     pub fn path_info(&self, address: &Ipv6Addr) -> Option<PathInfo> {
         self.peers.at(address).map(|ix| self.path_of(ix))
+    }
+
+    /// What is known of the peer at an overlay address.
+    #[must_use]
+    pub fn peer_info(&self, now: Instant, address: &Ipv6Addr) -> Option<PeerInfo> {
+        let ix = self.peers.at(address)?;
+        let facts = &self.peers.get(ix)?.facts;
+        let handshake_age = self.wg.last_handshake(ix).map(|at| now - at);
+        Some(PeerInfo { key: facts.key, home: facts.home, endpoints: facts.endpoints.clone(), handshake_age })
     }
 
     fn path_of(&self, ix: PeerIx) -> PathInfo {

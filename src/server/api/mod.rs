@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod builds;
 pub(crate) mod info;
+pub(crate) mod inside;
 pub(crate) mod keys;
 pub(crate) mod login;
 pub(crate) mod users;

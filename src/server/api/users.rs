@@ -17,9 +17,8 @@ use super::{
     Input, is_name, key_owner, login, visible_user,
 };
 use axum::{
-    extract::{Path, State},
+    extract::{FromRequest as _, Path, Request, State},
     http::StatusCode,
-    response::Response,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -57,9 +56,26 @@ pub(crate) async fn first(State(app): State<App>) -> Answer {
     }
 }
 
-/// `POST /api/v2/users/first`: the server makes the first user itself when it starts on a new data folder.
-pub(crate) async fn create_first() -> Response {
-    json(StatusCode::CONFLICT, &json!({ "message": "The initial user has already been created." }))
+/// `POST /api/v2/users/first`: where the server does not make the first user itself, whoever comes first may, once.
+pub(crate) async fn create_first(State(app): State<App>, body: Request) -> Answer {
+    let taken = || json(StatusCode::CONFLICT, &json!({ "message": "The initial user has already been created." }));
+    if !app.settings().first_user_by_request || app.store().first_user().await?.is_some() {
+        return Ok(taken());
+    }
+    let Input(new) = Input::<NewUser>::from_request(body, &app).await?;
+    new.check()?;
+    let hash = login::hash(new.password).await?;
+    let now = Stamp::now();
+    let user = match app.store().insert_user(now, &new.username, &new.name, &new.email, true).await {
+        // Somebody was faster.
+        Err(StoreError::Taken) => return Ok(taken()),
+        other => other?,
+    };
+    app.store().set_password(now, user.id, &hash).await?;
+    let organization = app.store().deployment().organization;
+    let mut response = json(StatusCode::CREATED, &json!({ "user_id": user.id, "organization_id": organization }));
+    response.extensions_mut().insert(Which(format!("user {}", user.username)));
+    Ok(response)
 }
 
 /// `GET /api/v2/users/{user}`
@@ -103,16 +119,25 @@ pub(crate) struct NewUser {
     password: Password,
 }
 
+impl NewUser {
+    /// Refuses names that cannot be had.
+    fn check(&self) -> Answer<()> {
+        let name = self.username.as_str();
+        // A name that reads as an id would name another user in paths; `me` names the caller.
+        if !is_name(name) || name == "me" || Uuid::try_parse(name).is_ok() {
+            return Err(ApiError::invalid("username", "username", name));
+        }
+        if self.name.len() > 128 || self.email.len() > 254 {
+            return Err(ApiError::bad_request("Validation failed.").with_field("name", "The name or the address is too long."));
+        }
+        Ok(())
+    }
+}
+
 /// `POST /api/v2/users`
 pub(crate) async fn create(State(app): State<App>, _me: Me, Input(new): Input<NewUser>) -> Answer {
+    new.check()?;
     let name = new.username.as_str();
-    // A name that reads as an id would name another user in paths; `me` names the caller.
-    if !is_name(name) || name == "me" || Uuid::try_parse(name).is_ok() {
-        return Err(ApiError::invalid("username", "username", name));
-    }
-    if new.name.len() > 128 || new.email.len() > 254 {
-        return Err(ApiError::bad_request("Validation failed.").with_field("name", "The name or the address is too long."));
-    }
     let email = if new.email.is_empty() { format!("{name}@localhost") } else { new.email };
     let hash = if new.password.is_empty() { None } else { Some(login::hash(new.password).await?) };
     let now = Stamp::now();

@@ -36,7 +36,7 @@ impl Status {
         }
     }
 
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
             Self::Connected => "connected",
@@ -74,6 +74,8 @@ pub(crate) fn agent(app: &App, agent: &Agent, resource: Uuid, now: Stamp) -> Val
         Some(reason) => json!({ "healthy": false, "reason": reason }),
         None => json!({ "healthy": true }),
     };
+    let (scripts, log_sources) = agent.additions.views(agent.id, &agent.created_at.to_string());
+    let blocks = agent.additions.scripts.iter().any(|s| s.start_blocks_login);
     let mut view = json!({
         "id": agent.id,
         "parent_id": null,
@@ -96,9 +98,9 @@ pub(crate) fn agent(app: &App, agent: &Agent, resource: Uuid, now: Stamp) -> Val
         "subsystems": [],
         "health": health,
         "display_apps": ["vscode", "ssh_helper", "port_forwarding_helper", "web_terminal"],
-        "log_sources": [],
-        "scripts": [],
-        "startup_script_behavior": "non-blocking",
+        "log_sources": log_sources,
+        "scripts": scripts,
+        "startup_script_behavior": if blocks { "blocking" } else { "non-blocking" },
     });
     let times = [
         ("first_connected_at", agent.first_connected_at),
@@ -115,6 +117,9 @@ pub(crate) fn agent(app: &App, agent: &Agent, resource: Uuid, now: Stamp) -> Val
     }
     if !agent.expanded_directory.is_empty() {
         put(&mut view, "expanded_directory", agent.expanded_directory.as_str());
+    }
+    if !agent.additions.directory.is_empty() {
+        put(&mut view, "directory", agent.additions.directory.as_str());
     }
     if status == Status::Connected
         && let Some(latency) = latency(app, agent.id)
@@ -276,7 +281,7 @@ pub(crate) async fn workspace(app: &App, workspace: &Workspace) -> Result<Value>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::manifest::Additions, *};
 
     fn agent_at(last: Option<i64>, gone: Option<i64>) -> Agent {
         let at = |seconds: i64| Stamp::from_micros(seconds * 1_000_000);
@@ -297,6 +302,7 @@ mod tests {
             ready_at: None,
             logs_bytes: 0,
             logs_overflowed: false,
+            additions: Additions::default(),
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! `POST /api/v2/users/{user}/workspaces` takes Coder's body and looks at `name` alone: there is one template, a
 //! workspace that is only an agent. Beside it, `agent_url` says where the agent reaches the server if not at the access
-//! URL. The answer is the workspace's JSON and, beside Coder's fields, `agent_url` and `agent_token`: the token of the
-//! workspace's agent, which is shown nowhere else.
+//! URL, and `manifest` what is added to the agent's. The answer is the workspace's JSON and, beside Coder's fields,
+//! `agent_url` and `agent_token`: the token of the workspace's agent, which is shown nowhere else.
 
 use super::{
     super::{
@@ -12,6 +12,7 @@ use super::{
         app::App,
         audit::Which,
         builds,
+        manifest::Additions,
         start::access_url,
         store::{NewBuild, StoreError, Transition, Workspace},
         time::Stamp,
@@ -132,6 +133,8 @@ fn terms(text: &str) -> Answer<Vec<Term>> {
 pub(crate) struct NewWorkspace {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    manifest: Option<serde_json::Value>,
     /// Where the agent reaches the server; empty for the access URL.
     #[serde(default)]
     agent_url: String,
@@ -144,6 +147,10 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
     if !is_name(&new.name) || Uuid::try_parse(&new.name).is_ok() {
         return Err(ApiError::invalid("name", "workspace_name", &new.name));
     }
+    let additions = new.manifest.map(Additions::parse).transpose();
+    let additions = additions
+        .map_err(|why| ApiError::bad_request("The manifest is of no use.").with_field("manifest", why))?
+        .unwrap_or_default();
     let url = match new.agent_url.as_str() {
         "" => None,
         text => {
@@ -151,7 +158,7 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
             Some(access_url(text).map_err(refuse)?.as_str().trim_end_matches('/').to_owned())
         }
     };
-    let (workspace, token) = match app.store().insert_workspace(Stamp::now(), owner.id, &new.name).await {
+    let (workspace, token) = match app.store().insert_workspace_with(Stamp::now(), owner.id, &new.name, &additions).await {
         Err(StoreError::Taken) => {
             return Err(ApiError::new(StatusCode::CONFLICT, format!("Workspace {:?} already exists.", new.name))
                 .with_field("name", "This value is already in use and should be unique."));

@@ -11,7 +11,7 @@ use super::super::{
     time::Stamp,
 };
 use crate::wire::coord::{
-    agent::{self, LifecycleState, LogLevel},
+    agent::{self, ConnectionAction, LifecycleState, LogLevel},
     drpc::RpcError,
     tailnet,
 };
@@ -73,15 +73,15 @@ pub(super) async fn of_agent(app: &App, machine: &Machine, version: &str, path: 
         agent::PUSH_RESOURCES_USAGE
         | agent::BATCH_UPDATE_METADATA
         | agent::BATCH_UPDATE_APP_HEALTHS
-        | agent::SCRIPT_COMPLETED
-        | agent::REPORT_CONNECTION => Ok(Vec::new()),
+        | agent::SCRIPT_COMPLETED => Ok(Vec::new()),
+        agent::REPORT_CONNECTION => report_connection(machine, body),
         unknown => Err(RpcError::unimplemented(unknown)),
     }
 }
 
 fn manifest(app: &App, machine: &Machine) -> agent::Manifest {
     let network = app.network();
-    agent::Manifest {
+    let mut manifest = agent::Manifest {
         agent_id: machine.agent.id.as_bytes().to_vec(),
         agent_name: machine.agent.name.clone(),
         workspace_id: machine.workspace.id.as_bytes().to_vec(),
@@ -91,7 +91,9 @@ fn manifest(app: &App, machine: &Machine) -> agent::Manifest {
         derp_force_websockets: network.force_websockets,
         derp_map: Some((&*app.map_for(&machine.workspace, app.relay_map())).into()),
         ..Default::default()
-    }
+    };
+    machine.agent.additions.add_to(&mut manifest, machine.agent.id);
+    manifest
 }
 
 /// Whether a text is a version as Go's semver reads it: `vMAJOR[.MINOR[.PATCH[-PRE][+BUILD]]]`.
@@ -156,6 +158,20 @@ async fn update_stats(app: &App, machine: &Machine, body: &[u8]) -> Reply {
     }
     let interval = prost_types::Duration { seconds: STATS_INTERVAL_SECONDS, nanos: 0 };
     Ok(agent::UpdateStatsResponse { report_interval: Some(interval) }.encode_to_vec())
+}
+
+/// Sessions stand in the log alone.
+fn report_connection(machine: &Machine, body: &[u8]) -> Reply {
+    let session = read::<agent::ReportConnectionRequest>(body)?.connection.unwrap_or_default();
+    let (workspace, owner) = (&machine.workspace.name, &machine.workspace.owner_name);
+    let (app, ip) = (session.app_name.as_str(), session.ip.as_str());
+    match session.action() {
+        ConnectionAction::Connect => tracing::info!(owner, workspace, app, ip, "a session began"),
+        _ => {
+            tracing::info!(owner, workspace, app, ip, status = session.status_code, reason = session.reason(), "a session ended")
+        }
+    }
+    Ok(Vec::new())
 }
 
 async fn create_logs(app: &App, machine: &Machine, body: &[u8]) -> Reply {

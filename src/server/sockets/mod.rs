@@ -3,6 +3,7 @@
 
 mod calls;
 mod session;
+mod terminal;
 mod version;
 
 use super::{
@@ -21,6 +22,7 @@ use axum::{
 };
 use session::{Owner, Session};
 use std::sync::Arc;
+pub(crate) use terminal::open as terminal;
 use uuid::Uuid;
 
 fn bad_version(detail: String) -> ApiError {

@@ -1,7 +1,7 @@
 //! Agents: who they are, whether they are there, what they said.
 
 use super::{Result, Store, Transition, Workspace, maybe_stamp, stamp};
-use crate::server::{time::Stamp, token::AgentToken};
+use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
 
@@ -72,12 +72,15 @@ pub(crate) struct Agent {
     pub(crate) ready_at: Option<Stamp>,
     pub(crate) logs_bytes: i64,
     pub(crate) logs_overflowed: bool,
+    /// What its workspace adds to its manifest.
+    pub(crate) additions: Additions,
 }
 
 impl FromRow<'_, SqliteRow> for Agent {
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
         let word: String = row.try_get("lifecycle")?;
         let unknown = || sqlx::Error::Decode(format!("an agent with the lifecycle {word:?}").into());
+        let additions: String = row.try_get("additions")?;
         Ok(Self {
             id: row.try_get("id")?,
             workspace_id: row.try_get("workspace_id")?,
@@ -95,6 +98,7 @@ impl FromRow<'_, SqliteRow> for Agent {
             ready_at: maybe_stamp(row, "ready_at")?,
             logs_bytes: row.try_get("logs_bytes")?,
             logs_overflowed: row.try_get("logs_overflowed")?,
+            additions: serde_json::from_str(&additions).map_err(|e| sqlx::Error::Decode(e.into()))?,
         })
     }
 }

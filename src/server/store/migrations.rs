@@ -103,8 +103,9 @@ const STEPS: &[(i64, &str, &str)] = &[
     CREATE INDEX logs_of_agent ON agent_logs (agent_id, id);
     ",
     ),
+    (2, "additions to the manifest", "ALTER TABLE agents ADD COLUMN additions TEXT NOT NULL DEFAULT '{}';"),
     (
-        10,
+        3,
         "scopes, passwords, agents' own URLs, builds that take time",
         "
     ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT 'coder:all';

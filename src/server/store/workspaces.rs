@@ -1,7 +1,7 @@
 //! Workspaces and their builds.
 
 use super::{Agent, BuildStatus, Result, Store, StoreError, maybe_stamp, stamp};
-use crate::server::{time::Stamp, token::AgentToken};
+use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
 
@@ -128,6 +128,18 @@ impl Store {
     /// # Errors
     /// [`StoreError::Taken`] when the owner has a workspace of that name.
     pub(crate) async fn insert_workspace(&self, now: Stamp, owner: Uuid, name: &str) -> Result<(Workspace, AgentToken)> {
+        self.insert_workspace_with(now, owner, name, &Additions::default()).await
+    }
+
+    /// The same with additions to its agent's manifest.
+    pub(crate) async fn insert_workspace_with(
+        &self,
+        now: Stamp,
+        owner: Uuid,
+        name: &str,
+        additions: &Additions,
+    ) -> Result<(Workspace, AgentToken)> {
+        let additions = serde_json::to_string(additions).map_err(|e| StoreError::Database(sqlx::Error::Encode(e.into())))?;
         let (id, token) = (Uuid::new_v4(), AgentToken::generate()?);
         let mut turn = self.turn().await?;
         sqlx::query(
@@ -144,14 +156,15 @@ impl Store {
         let build = NewBuild { workspace: id, transition: Transition::Start, reason: "initiator", initiator: owner };
         insert_build(&mut turn, now, build, BuildStatus::Succeeded).await?;
         sqlx::query(
-            "INSERT INTO agents (id, workspace_id, name, token_hash, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $5)",
+            "INSERT INTO agents (id, workspace_id, name, token_hash, created_at, updated_at, additions)
+             VALUES ($1, $2, $3, $4, $5, $5, $6)",
         )
         .bind(Uuid::new_v4())
         .bind(id)
         .bind(AGENT_NAME)
         .bind(token.hash().as_bytes())
         .bind(now.micros())
+        .bind(additions)
         .execute(&mut *turn)
         .await?;
         turn.commit().await?;

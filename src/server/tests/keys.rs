@@ -173,3 +173,37 @@ async fn a_login_lives_on_with_its_use_only_where_it_may() {
         assert_eq!(end(&world.bob).await > before, refresh);
     }
 }
+
+#[tokio::test]
+async fn where_it_is_wanted_whoever_comes_first_makes_the_first_user_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = serve(Config { first_user_by_request: true, ..config(folder.path()) }).await.unwrap();
+    assert!(!running.admin_token_path().exists());
+    let first = "/api/v2/users/first";
+    let ask = async |method: &str, path: &str, body: Option<&str>| call(running.address(), method, path, &[], body).await;
+    let missing = ask("GET", first, None).await;
+    assert_eq!((missing.status, missing.text()), (404, r#"{"message":"The initial user has not been created!"}"#));
+    let user = |name: &str, password: &str| {
+        serde_json::json!({ "email": format!("{name}@example.com"), "username": name, "password": password, "trial": false })
+            .to_string()
+    };
+    for (bad, field) in [(user("ann", "short"), "password"), (user("me", PASSWORD), "username")] {
+        let refused = ask("POST", first, Some(&bad)).await;
+        assert_eq!((refused.status, &refused.json()["validations"][0]["field"]), (400, &Value::from(field)));
+    }
+    let made = ask("POST", first, Some(&user("ann", PASSWORD))).await;
+    assert_eq!(made.status, 201);
+    assert!(made.json()["user_id"].is_string() && made.json()["organization_id"].is_string());
+    assert_eq!(ask("POST", first, Some(&user("eve", PASSWORD))).await.status, 409);
+    assert_eq!(ask("GET", first, None).await.status, 200);
+    let body = serde_json::json!({ "email": "ann@example.com", "password": PASSWORD }).to_string();
+    let token = ask("POST", "/api/v2/users/login", Some(&body)).await.json()["session_token"].as_str().unwrap().to_owned();
+    let me = call(running.address(), "GET", "/api/v2/users/me", &auth(&token), None).await.json();
+    assert_eq!((&me["username"], &me["roles"][0]["name"]), (&Value::from("ann"), &Value::from("owner")));
+    running.shutdown().await;
+    // A server that makes the first user itself leaves an existing one as it is.
+    let running = serve(config(folder.path())).await.unwrap();
+    let token = std::fs::read_to_string(running.admin_token_path()).unwrap();
+    let me = call(running.address(), "GET", "/api/v2/users/me", &auth(token.trim()), None).await.json();
+    assert_eq!(me["username"], "ann");
+}

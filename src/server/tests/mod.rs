@@ -7,6 +7,7 @@ mod life;
 mod operation;
 mod requests;
 mod sockets;
+mod terminal;
 mod tls;
 mod tunnel;
 

@@ -15,13 +15,13 @@ use std::net::SocketAddrV6;
 
 const PORT: u16 = 7;
 
-fn http(world: &World, token: &str) -> Http {
+pub(super) fn http(world: &World, token: &str) -> Http {
     let options = HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() };
     Http::new(&format!("http://{}", world.address()), Some(Token::new(token)), options).unwrap()
 }
 
 /// An agent made from its manifest, which echoes on [`PORT`].
-async fn agent(world: &World) -> Tailnet {
+pub(super) async fn agent(world: &World) -> Tailnet {
     let http = http(world, &world.agent_token);
     let control = Control::open(http.clone(), ControlRole::Agent);
     let manifest = control.call(GET_MANIFEST, Vec::new()).await.unwrap();

@@ -7,7 +7,7 @@ use crate::{
         self,
         coord::tailnet::DerpMap,
         derp::{self, RelayMap},
-        disco, sftp, speedtest, stun,
+        disco, pty, sftp, speedtest, stun,
     },
 };
 use prost::Message as _;
@@ -153,5 +153,41 @@ pub fn sftp(bytes: &[u8]) {
             assert!(names.len() <= packet.len() / 12, "each name takes two lengths and its attributes' flags");
         }
         rest = rest.get(sftp::HEADER + packet.len()..).unwrap_or_default();
+    }
+}
+
+/// The reconnecting terminal's messages: what is read is written and read the same, and requests are cut the same in
+/// whatever pieces they come.
+///
+/// # Panics
+/// When it is not.
+pub fn pty(bytes: &[u8]) {
+    if let Ok(Some((opening, used))) = pty::Opening::parse(bytes) {
+        assert!(used <= bytes.len());
+        // Escapes may make it longer than its length can tell.
+        if let Ok(out) = opening.write() {
+            assert_eq!(pty::Opening::parse(&out), Ok(Some((opening, out.len()))));
+        }
+    }
+    let cut = |piece: usize| {
+        let (mut requests, mut read) = (pty::Requests::new(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            requests.push(piece);
+            loop {
+                match requests.read() {
+                    Ok(Some(request)) => read.push(request),
+                    Ok(None) => break,
+                    Err(_) => return read,
+                }
+            }
+        }
+        read
+    };
+    let read = cut(bytes.len().max(1));
+    assert_eq!(cut(1), read);
+    for request in read {
+        let mut again = pty::Requests::new();
+        again.push(&request.write());
+        assert_eq!(again.read(), Ok(Some(request)));
     }
 }

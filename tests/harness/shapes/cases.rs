@@ -105,6 +105,10 @@ pub const ALIKE: &[Case] = &[
     ("key_delete", &[]),
     ("logout", &[]),
     ("tailnet_without_upgrade", &[]),
+    ("error_400_listening_ports_agent_not_connected", &[]),
+    ("workspace_agent_listening_ports", &[]),
+    ("pty_bad_parameters", &[]),
+    ("pty_upgrade", &[]),
     ("pty_wrong_origin", &[]),
     ("build_stop", DONE),
     ("build_start", DONE),
@@ -113,19 +117,21 @@ pub const ALIKE: &[Case] = &[
 
 /// The agent of `dev` after its end.
 pub const LOST_AGENT: Case = ("workspace_agent_disconnected", &[FOLDER]);
+/// And when it is asked for its ports.
+pub const LOST_AGENT_PORTS: Case = ("error_400_listening_ports_agent_disconnected", &[]);
 /// A server with `--block-direct-connections --derp-force-websockets`.
 pub const BLOCKED: Case = ("workspace_agent_connection_block_direct_force_websockets", &[]);
 /// A server with names and options for OpenSSH.
 pub const SSH_SETTINGS: Case = ("deployment_ssh_options", &[]);
 
-const INSIDE: &str = "the agent's HTTP API inside the tunnel is not there yet";
+const INSIDE: &str = "asked through a tunnel in src/agent/services/tests.rs";
 const DASHBOARD: &str = "for the dashboard, which is not there yet";
-const TERMINAL: &str = "the web terminal's socket is not there yet";
+const CONTAINERS: &str = "our agents have no dev containers: 403";
 const SCRIPTS: &str = "workspaces have no scripts yet";
 
 /// What our server does not answer, and why.
 pub const NOT_SERVED: &[(&str, &str)] = &[
-    ("agent_containers_no_docker", INSIDE),
+    ("agent_containers_no_docker", CONTAINERS),
     ("agent_debug_manifest", INSIDE),
     ("agent_error_404", INSIDE),
     ("agent_error_404_list_directory", INSIDE),
@@ -138,27 +144,22 @@ pub const NOT_SERVED: &[(&str, &str)] = &[
     ("debug_health", DASHBOARD),
     ("derp_map_updates", "for clients older than the control socket"),
     ("derp_upgrade_fast_start", "has no HTTP answer; src/server/tests/sockets.rs holds it"),
-    ("error_400_listening_ports_agent_disconnected", INSIDE),
-    ("error_400_listening_ports_agent_not_connected", INSIDE),
     ("error_400_users_first_password", "the first user is there before anybody asks"),
     ("error_403_deployment_config_member", DASHBOARD),
     ("error_403_health_member", DASHBOARD),
     ("error_404_key_expire", "newer servers expire tokens, and so does ours; src/server/tests/keys.rs holds it"),
-    ("error_404_pty_signed_token_agpl", TERMINAL),
+    ("error_404_pty_signed_token_agpl", "the route is for proxies, which are not there yet"),
     ("error_409_build_conflict", "needs a build that takes time; src/server/tests/builds.rs holds it"),
     ("experiments", DASHBOARD),
     ("latency_check", DASHBOARD),
     ("login", "its password is not in the vector; src/server/tests/keys.rs holds it"),
     ("port_share_list", DASHBOARD),
-    ("pty_bad_parameters", TERMINAL),
-    ("pty_upgrade", TERMINAL),
     ("regions", DASHBOARD),
     ("regions_wildcard", DASHBOARD),
     ("tailnet_upgrade", "for Coder Desktop, which needs a TUN device"),
     ("users_first_missing", "the server makes its first user itself"),
     ("workspace_agent_connection_stun", "needs a server of its own; src/server/relays.rs holds it"),
-    ("workspace_agent_containers", INSIDE),
-    ("workspace_agent_listening_ports", INSIDE),
+    ("workspace_agent_containers", CONTAINERS),
     ("workspace_agent_logs_of_script", SCRIPTS),
     ("workspace_agent_metadata_sse", SCRIPTS),
     ("workspace_agent_with_script_and_app", SCRIPTS),

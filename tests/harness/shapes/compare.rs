@@ -52,7 +52,7 @@ fn headers(ours: &Opened, theirs: &Value, slack: &[Slack], out: &mut Vec<String>
     }
 }
 
-/// What a socket says first: relays their key, others JSON.
+/// What a socket says first: relays their key, terminals what a command shows, others JSON.
 fn messages(ours: &mut Opened, theirs: &Value, slack: &[Slack], out: &mut Vec<String>) {
     /// Type, length and magic of a relay's first frame (`derp.md` §2.2); the key follows.
     const GREETING: &str = "0100000028444552 50f09f9491";
@@ -67,7 +67,17 @@ fn messages(ours: &mut Opened, theirs: &Value, slack: &[Slack], out: &mut Vec<St
         return;
     }
     let Some(first) = theirs["frames"].get(0) else { return };
-    let (opcode, message) = ours.message();
+    let (opcode, mut message) = ours.message();
+    if let Some(text) = first["text"].as_str().filter(|_| opcode == 2) {
+        // How a terminal's bytes are cut is the kernel's matter.
+        while message.len() < text.len() {
+            message.extend(ours.message().1);
+        }
+        if message != text.as_bytes() {
+            out.push(format!("shown is {:?}, the vector's {text:?}", String::from_utf8_lossy(&message)));
+        }
+        return;
+    }
     if opcode != first["opcode"] {
         out.push(format!("the first message has opcode {opcode}, the vector's {}", first["opcode"]));
     }

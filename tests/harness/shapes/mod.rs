@@ -6,7 +6,7 @@ mod cases;
 mod compare;
 pub mod output;
 
-pub use cases::{ALIKE, BLOCKED, FOLDER, LOST_AGENT, NOT_SERVED, SSH_SETTINGS};
+pub use cases::{ALIKE, BLOCKED, FOLDER, LOST_AGENT, LOST_AGENT_PORTS, NOT_SERVED, SSH_SETTINGS};
 pub use compare::compare;
 
 use super::{
@@ -134,8 +134,8 @@ impl World {
             let key = text(&self.post("/api/v2/users/me/keys", "").json()["key"]);
             path = format!("/api/v2/users/me/keys/{}", key.split('-').next().expect("a token begins with its id"));
         }
-        if ["tailnet_without_upgrade", "pty_wrong_origin"].contains(&name) {
-            // Sockets that not every server has refuse in the same words as this one.
+        if name == "tailnet_without_upgrade" {
+            // A socket that not every server has refuses in the same words as this one.
             path = self.path(&format!("/api/v2/workspaceagents/{VECTOR_DEV_AGENT}/coordinate?version=2.0"));
         }
         let method = text(&request["method"]);
@@ -177,7 +177,7 @@ pub fn unlisted() -> Vec<String> {
         .expect("the vectors are here")
         .filter_map(|file| file.ok()?.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
         .collect();
-    let asked = ALIKE.iter().chain(&[LOST_AGENT, BLOCKED, SSH_SETTINGS]).map(|(name, _)| *name);
+    let asked = ALIKE.iter().chain(&[LOST_AGENT, LOST_AGENT_PORTS, BLOCKED, SSH_SETTINGS]).map(|(name, _)| *name);
     let names: BTreeSet<String> = asked.chain(NOT_SERVED.iter().map(|(name, _)| *name)).map(str::to_owned).collect();
     files.symmetric_difference(&names).cloned().collect()
 }

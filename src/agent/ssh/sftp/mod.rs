@@ -39,7 +39,7 @@ const BROKEN: u32 = 1;
 
 /// Serves one session to the end of the client's requests.
 pub(super) async fn serve(output: Output, channel: Channel, active: ActiveSession) {
-    let Channel { shared, handle, lane, open } = channel;
+    let Channel { shared, handle, lane, open, from: _ } = channel;
     let paths = Paths::new(&shared.profile(), &shared.account);
     let exchange = async {
         let (requests, answers, end) = start(paths)?;

@@ -189,6 +189,27 @@ fn datagrams_reach_bound_ports_only_and_queues_are_bounded() {
 }
 
 #[test]
+fn whoever_takes_the_rest_gets_datagrams_of_every_port() {
+    let mut w = World::new(1, ms(10));
+    let send = |w: &mut World, port, data: &[u8]| {
+        assert!(w.a.udp_send(world::PEER, Side::A.addr(9), Side::B.addr(port), data));
+        w.run(ms(20));
+    };
+    w.b.udp_listen_rest(true);
+    send(&mut w, 53, b"one");
+    send(&mut w, 5_353, b"two");
+    w.b.udp_listen_rest(false);
+    send(&mut w, 53, b"three");
+    let seen = |event: &Event| match event {
+        Event::Datagram { to, data, .. } => (to.port(), data.clone()),
+        other => panic!("{other:?}"),
+    };
+    let got: Vec<_> = w.events[&Side::B].iter().map(seen).collect();
+    assert_eq!(got, [(53, b"one".to_vec()), (5_353, b"two".to_vec())]);
+    assert_eq!(w.b.counters().udp_unbound, 1);
+}
+
+#[test]
 fn packets_that_are_nobodys_are_counted_and_answered_by_silence() {
     let mut stack = agent();
     let ping = bytes(&vectors()["captures"]["tsmp_ping_pong"][0]["packet"]);

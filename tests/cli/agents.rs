@@ -1,0 +1,169 @@
+//! The agent's own life: what its workspace gives it, what its owner forbids, how it ends.
+
+use crate::harness::{
+    Server, clean, coder, http,
+    process::{Process, run, text, until_within},
+};
+use rustix::process::Signal;
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+/// Makes the workspace `dev` with a manifest and gives its agent's token.
+fn create(server: &Server, manifest: &str) -> Output {
+    let file = server.dir.path().join("manifest.json");
+    fs::write(&file, manifest).unwrap();
+    run(server.coder(&["create", "dev", "--manifest", file.to_str().unwrap()]), b"")
+}
+
+fn token(made: &Output) -> String {
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let out = text(&made.stdout);
+    out.split("CODER_AGENT_TOKEN=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+/// An agent whose scripts keep to the server's folder.
+fn agent(server: &Server, token: &str, flags: &[&str]) -> Process {
+    let mut command = server.agent_command(None, token);
+    command.args(flags).env("CODER_AGENT_LOG_DIR", logs(server)).env("CODER_AGENT_SCRIPT_DATA_DIR", server.dir.path());
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    agent
+}
+
+fn logs(server: &Server) -> PathBuf {
+    server.dir.path().join("agent-logs")
+}
+
+fn ssh(server: &Server, flags: &[&str], command: &str) -> Output {
+    run(server.coder(&[&["ssh"], flags, &["dev", "--", command]].concat()), b"")
+}
+
+fn get(server: &Server, path: &str) -> serde_json::Value {
+    http::call(server.address().parse().unwrap(), "GET", path, &http::auth(&server.token), None).json()
+}
+
+#[test]
+fn a_manifest_gives_a_workspace_its_folder_its_environment_and_its_scripts() {
+    let server = Server::start(&[]);
+    let folder = server.dir.path().join("src");
+    fs::create_dir(&folder).unwrap();
+    let manifest = serde_json::json!({
+        "directory": folder.to_str().unwrap(),
+        "environment": { "GREETING": "hello", "PATH": "$PATH:/from/template" },
+        "scripts": [
+            { "display_name": "set up", "run_on_start": true, "start_blocks_login": true, "timeout_seconds": 60,
+              "script": "sleep 0.5; echo making; echo odd >&2; echo $GREETING > made" },
+            { "display_name": "tool", "run_on_start": true,
+              "script": "#!/bin/sh\nprintf '#!/bin/sh\\necho a tool' > $CODER_SCRIPT_BIN_DIR/tool && chmod +x $CODER_SCRIPT_BIN_DIR/tool" },
+        ],
+    });
+    let token = token(&create(&server, &manifest.to_string()));
+    let agent = agent(&server, &token, &[]);
+    // `auto` waits, since a script asks for it.
+    let out = ssh(&server, &[], "pwd; echo $GREETING; cat made; tool; case $PATH in *:/from/template*) echo path; esac");
+    let expected = format!("{}\nhello\nhello\na tool\npath\n", folder.canonicalize().unwrap().display());
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), expected), "{}", text(&out.stderr));
+
+    let get = |path: &str| get(&server, path);
+    let agent_view = get("/api/v2/users/me/workspace/dev")["latest_build"]["resources"][0]["agents"][0].clone();
+    assert_eq!((&agent_view["lifecycle_state"], &agent_view["directory"]), (&"ready".into(), &folder.to_str().unwrap().into()));
+    assert_eq!(agent_view["scripts"][0]["display_name"], "set up");
+    let path = format!("/api/v2/workspaceagents/{}/logs", agent_view["id"].as_str().unwrap());
+    let lines = || -> Vec<(String, String)> {
+        let of = |l: &serde_json::Value| (l["level"].as_str().unwrap().to_owned(), l["output"].as_str().unwrap().to_owned());
+        let mut lines: Vec<_> = get(&path).as_array().unwrap().iter().map(of).collect();
+        lines.sort();
+        lines
+    };
+    let expected = vec![("error".to_owned(), "odd".to_owned()), ("info".to_owned(), "making".to_owned())];
+    assert!(until_within(Duration::from_secs(10), || lines() == expected), "{:?}", lines());
+    assert_eq!(get(&path)[0]["source_id"], agent_view["scripts"][0]["log_source_id"]);
+
+    let kept = fs::read_dir(logs(&server)).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    assert!(kept.iter().filter(|name| name.starts_with("coder-script-")).count() == 2, "{kept:?}");
+    let log = fs::read_to_string(logs(&server).join("coder-agent.log")).unwrap();
+    assert!(log.contains("[debu]") && log.contains("set up") && !log.contains(&token), "{log}");
+    drop(agent);
+}
+
+#[test]
+fn a_manifest_that_is_wrong_is_refused_with_its_reason_and_makes_nothing() {
+    let server = Server::start(&[]);
+    for (manifest, named) in [
+        ("{", "is no JSON"),
+        (r#"{"scripts":[{"display_name":"x","script":"true"}]}"#, "number 1 (\"x\"): it never runs"),
+        (r#"{"enviroment":{}}"#, "unknown field `enviroment`"),
+    ] {
+        let out = create(&server, manifest);
+        let said = text(&out.stderr);
+        assert!(out.status.code() == Some(1) && said.contains(named) && said.trim().lines().count() == 1, "{said}");
+    }
+    let out = run(server.coder(&["create", "dev", "--manifest", "/no/such/file"]), b"");
+    assert!(text(&out.stderr).contains("/no/such/file"), "{}", text(&out.stderr));
+    token(&create(&server, "{}"));
+}
+
+#[test]
+fn a_stopped_agent_ends_sessions_with_the_reason_runs_its_stop_scripts_and_ends_itself() {
+    let server = Server::start(&["-v"]);
+    let mark = server.dir.path().join("stopped");
+    let script = serde_json::json!({ "display_name": "bye", "run_on_stop": true, "script": format!("echo $CODER > '{}'", mark.display()) });
+    let token = token(&create(&server, &serde_json::json!({ "scripts": [script] }).to_string()));
+    let mut agent = agent(&server, &token, &[]);
+    let up = server.dir.path().join("up");
+    let command = format!("touch '{}'; exec sleep 1000", up.display());
+    let mut session = Process::start_with_output("coder ssh", server.coder(&["ssh", "dev", "--", &command]));
+    assert!(until_within(Duration::from_secs(20), || up.exists()), "no session");
+    let started = Instant::now();
+    agent.signal(Signal::TERM);
+    let ended = session.finish(Duration::from_secs(10));
+    let took = started.elapsed();
+    assert_eq!(ended.code(), Some(255));
+    assert!(ended.said().contains("the agent is shutting down"), "{}", ended.said());
+    assert!(took < Duration::from_secs(5), "the client ended after {took:?}");
+    println!("a session ends {took:?} after its agent was told to");
+    assert!(agent.wait(Duration::from_secs(20)).success());
+    assert_eq!(fs::read_to_string(&mark).unwrap(), "true\n");
+    let view = get(&server, "/api/v2/users/me/workspace/dev");
+    assert_eq!(view["latest_build"]["resources"][0]["agents"][0]["lifecycle_state"], "off");
+    server_saw_the_session(server);
+}
+
+/// The server's log holds the beginning and the end of the session.
+fn server_saw_the_session(mut server: Server) {
+    let lines = server.process.drain().join("\n");
+    for text in ["a session began", "a session ended"] {
+        assert!(lines.contains(text), "{lines}");
+    }
+}
+
+#[test]
+fn the_flags_and_the_variables_of_an_agent_bind_its_clients() {
+    let server = Server::start(&[]);
+    let token = server.create("dev");
+    let file = server.dir.path().join("token");
+    fs::write(&file, format!("{token}\n")).unwrap();
+    // The token from a file, the umask from the shell, one rule by flag and one by variable.
+    let mut shell = Command::new("sh");
+    let line = format!(
+        "umask 027; exec '{}' agent -v --block-reverse-port-forwarding --agent-token-file '{}'",
+        coder().display(),
+        file.display()
+    );
+    clean(&mut shell).args(["-c", &line]).env("CODER_AGENT_URL", &server.url).env("HOME", server.dir.path());
+    shell.env("CODER_AGENT_BLOCK_FILE_TRANSFER", "true");
+    let mut agent = Process::start("the agent", shell);
+    agent.wait_for("connected to the coordinator");
+    assert_eq!(text(&ssh(&server, &[], "umask").stdout).trim(), "0027");
+    let out = ssh(&server, &[], "scp -t /tmp");
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(65), "\u{2}File transfer has been disabled.\n".into()));
+    if crate::harness::have(&["ssh"]) {
+        let out = run(server.ssh(&[], &["-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"], "dev", "true"), b"");
+        let said = text(&out.stderr);
+        assert!(out.status.code() == Some(255) && said.contains("remote port forwarding failed"), "{said}");
+    }
+}

@@ -1,0 +1,106 @@
+//! Terminals that outlive their connections: `coder exp rpty`, through the server.
+
+use crate::{
+    Lab,
+    harness::{
+        Process, Server, coder, have_as_root,
+        process::{LIMIT, run, text, until},
+        terminal::Terminal,
+    },
+};
+use rustix::process::Signal;
+use std::process::Command;
+
+const ID: &str = "6c1fbbe5-4c4b-4d5e-9b7a-0d6a8d1c2e3f";
+
+#[test]
+fn a_command_runs_in_a_terminal_through_the_server_and_its_end_is_ours() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["exp", "rpty", "dev", "tty;", "stty", "size;", "echo", "$TERM"]), b"");
+    let shown = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(shown.starts_with("/dev/pts/") && shown.ends_with("24 80\r\nxterm-256color\r\n"), "{shown:?}");
+    // The end of a pipe is the end of a program's input.
+    let out = run(lab.server.coder(&["exp", "rpty", "dev", "cat; echo end"]), b"hello\n");
+    let shown = text(&out.stdout);
+    // The terminal shows what is typed, and cat shows it again.
+    assert_eq!((out.status.code(), shown.as_str()), (Some(0), "hello\r\nhello\r\nend\r\n"));
+}
+
+#[test]
+fn a_shell_is_come_back_to_and_follows_the_size_of_whoever_sits_before_it() {
+    let lab = Lab::new();
+    let open = || Terminal::start(lab.server.coder(&["exp", "rpty", "-r", ID, "dev"]));
+    let mut first = open();
+    first.type_in("kept=one; echo was$((41 + 1))\r");
+    first.wait_for("was42");
+    assert!(!first.echoes());
+    let first_process = first.pid();
+    rustix::process::kill_process(first_process, Signal::TERM).unwrap();
+    assert_eq!(first.wait(LIMIT).code(), Some(143));
+    assert!(first.is_restored());
+    first.wait_for(ID);
+
+    let mut second = open();
+    // What was shown is shown again.
+    second.wait_for("was42");
+    second.resize(100, 30);
+    // What is typed may overtake the news of the size.
+    second.type_in("until [ \"$(stty size)\" = \"30 100\" ]; do sleep 0.1; done; echo si''zed; echo $kept-two\r");
+    second.wait_for("sized");
+    second.wait_for("one-two");
+    let mut third = open();
+    third.wait_for("one-two");
+    third.type_in("exit\r");
+    for terminal in [&mut second, &mut third] {
+        assert_eq!(terminal.wait(LIMIT).code(), Some(0));
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_told() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["exp", "rpty", "--disable-direct-connections", "dev"]), b"");
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("always goes through the server"), "{}", text(&out.stderr));
+    let out = run(lab.server.coder(&["exp", "rpty", "-c", "c1", "dev", "true"]), b"");
+    assert!(text(&out.stdout).contains("runs no terminals in containers"), "{}", text(&out.stdout));
+}
+
+/// Runs an agent on a machine that has two terminals.
+fn agent_with_two_terminals(server: &Server, token: &str) -> Process {
+    let mounts = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts && mount --bind /dev/pts/ptmx /dev/ptmx";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &format!("{mounts} && exec \"$0\" agent -v")]).arg(coder());
+    for (name, value) in server.agent_command(None, token).get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    agent
+}
+
+#[test]
+fn a_machine_without_a_free_terminal_says_so_and_goes_on() {
+    if !have_as_root(&["unshare", "mount"]) {
+        return;
+    }
+    let server = Server::start(&[]);
+    let _agent = agent_with_two_terminals(&server, &server.create("dev"));
+    let open = || {
+        let mut terminal = Process::start("a terminal", server.coder(&["exp", "rpty", "dev", "echo here; cat"]));
+        terminal.wait_for("here");
+        terminal
+    };
+    let (mut first, _second) = (open(), open());
+    let another = || text(&run(server.coder(&["exp", "rpty", "dev", "echo another"]), b"").stdout);
+    let told = another();
+    assert!(told.contains("this machine has no terminal left"), "{told}");
+    first.close_stdin();
+    assert!(first.wait(LIMIT).success());
+    // The system gives a terminal back when the last process has let go of it.
+    until("the terminal was not given back", || another() == "another\r\n");
+}
