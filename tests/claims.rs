@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 54] = [
+const LINES: [(&str, &str); 61] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -27,6 +27,13 @@ const LINES: [(&str, &str); 54] = [
     ("UDP cut under a stream that ticks every 100 ms", "tests/netns/main.rs::"),
     ("Agent killed and back: the client ends with the reason ≤ 5 s after its return", "tests/netns/main.rs::"),
     ("Error matrix: forty ways", "tests/cli/matrix.rs::"),
+    ("`coder netcheck`: keys and types", "tests/cli/netcheck.rs::"),
+    ("`login`, `login token`, `logout`, `whoami`", "tests/cli/accounts.rs::"),
+    ("A proxy with a password and a private authority as the only way", "tests/cli/proxies.rs::"),
+    ("… an ingress that refuses `Upgrade: DERP`", "tests/cli/proxies.rs::"),
+    ("… client certificates; headers and the header command", "tests/cli/proxies.rs::"),
+    ("`coder ssh -R` for ports and sockets", "tests/cli/remote_forward.rs::"),
+    ("`~.`, `~~`, `~?`, Ctrl-C twice", "tests/cli/interactive.rs::"),
     ("Errors: wrong token", "tests/cli/errors.rs::"),
     ("… unknown workspace", "tests/cli/errors.rs::"),
     ("… agent down", "tests/cli/errors.rs::"),

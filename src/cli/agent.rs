@@ -9,7 +9,7 @@ use super::{
 use crate::{
     agent::{self, ssh::Rules},
     driver::{
-        http::{HttpOptions, Token},
+        http::Token,
         process::{EndSignals, end_with_parent},
     },
     wire::coord::agent::Subsystem,
@@ -144,7 +144,7 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
     };
     let token = agents_token(args)?;
     super::on_one_thread(async {
-        let headers = deployment::headers(&headers_of(global, args)?, &url).await?;
+        let options = deployment::http_options(&headers_of(global, args)?, &url).await?;
         let config = agent::Config {
             port: args.tailnet_listen_port,
             rules: Rules {
@@ -156,7 +156,7 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
             log_dir: args.log_dir.clone(),
             script_data_dir: args.script_data_dir.clone(),
             subsystems: subsystems(&std::env::var(SUBSYSTEM).unwrap_or_default()),
-            ..agent::Config::new(url, token, HttpOptions { headers, ..HttpOptions::default() })
+            ..agent::Config::new(url, token, options)
         };
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

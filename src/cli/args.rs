@@ -1,8 +1,20 @@
 //! What the command line accepts (`cli.md` §1.1–1.2). Global flags may stand before and after the command.
 
 use super::{
-    agent::Agent, config_ssh::ConfigSsh, ignored::Ignored, life, list::COLUMNS, ping::Ping, port_forward::PortForward, rpty::Exp,
-    server::Server, ssh::KeyAgentArgs,
+    agent::Agent,
+    config_ssh::ConfigSsh,
+    deployment::TlsFlags,
+    ignored::Ignored,
+    life,
+    list::COLUMNS,
+    login, logout,
+    ping::Ping,
+    port_forward::PortForward,
+    rpty::Exp,
+    server::Server,
+    show,
+    ssh::{KeyAgentArgs, RemoteForwardArgs},
+    stat, tokens, whoami,
 };
 use crate::{driver::http::Token, net::speedtest::MAX_TIME};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
@@ -121,6 +133,12 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "CODER_DISABLE_DIRECT_CONNECTIONS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     pub(super) disable_direct_connections: bool,
+    /// Take the standard streams for a terminal
+    #[arg(long, global = true, env = "CODER_FORCE_TTY", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    pub(super) force_tty: bool,
+    #[command(flatten)]
+    pub(super) tls: TlsFlags,
     #[command(flatten)]
     pub(super) ignored: Ignored,
 }
@@ -128,10 +146,19 @@ pub(super) struct Global {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Store a login
-    Login(Login),
+    Login(Box<login::Login>),
+    /// End the stored login
+    Logout(logout::Logout),
+    /// Show as whom you are logged in, and where
+    Whoami(whoami::Whoami),
+    /// Work with tokens
+    #[command(alias = "token")]
+    Tokens(tokens::Tokens),
     /// List your workspaces
     #[command(alias = "ls")]
     List(List),
+    /// Show what a workspace is made of
+    Show(show::Show),
     /// Make a workspace and print the line that starts its agent
     Create(Create),
     /// Start a workspace
@@ -161,6 +188,10 @@ pub(super) enum Command {
     PortForward(PortForward),
     /// Measure how fast data goes to or from a workspace
     Speedtest(Speedtest),
+    /// Look at the network between here and the relays
+    Netcheck,
+    /// Show how busy this machine is
+    Stat(stat::Stat),
     /// Try what may change or go
     #[command(hide = true)]
     Exp(Exp),
@@ -181,17 +212,6 @@ pub(super) enum Output {
     Text,
     /// One JSON document
     Json,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Login {
-    /// URL of the deployment
-    #[arg(value_name = "URL")]
-    pub(super) address: Option<String>,
-    /// Store the given token itself instead of a new one made with it
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) use_token_as_session: bool,
 }
 
 #[derive(Debug, Args)]
@@ -287,6 +307,8 @@ pub(super) struct Ssh {
     pub(super) usage_app: String,
     #[command(flatten)]
     pub(super) key_agent: KeyAgentArgs,
+    #[command(flatten)]
+    pub(super) forwards: RemoteForwardArgs,
 }
 
 /// Whether a session waits for the startup scripts of its workspace.

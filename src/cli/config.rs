@@ -67,6 +67,18 @@ impl ConfigDir {
         self.write("session", session.expose())?;
         self.write("url", url)
     }
+
+    /// Removes all that belongs to a login; what is not there is fine.
+    pub(super) fn forget(&self) -> anyhow::Result<()> {
+        // The token first: whatever happens then, it is gone.
+        for name in ["session", "url", "organization"] {
+            match fs::remove_file(self.0.join(name)) {
+                Err(e) if e.kind() != ErrorKind::NotFound => bail!("cannot remove {}: {e}", self.0.join(name).display()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -84,5 +96,8 @@ mod tests {
         assert_eq!((mode("url"), mode("session")), (0o600, 0o600));
         fs::write(config.0.join("url"), " http://example.com \n").unwrap();
         assert_eq!(config.url().unwrap().as_deref(), Some("http://example.com"));
+        config.forget().unwrap();
+        assert!(fs::read_dir(&config.0).unwrap().next().is_none());
+        config.forget().unwrap();
     }
 }

@@ -8,12 +8,17 @@ use super::{
     output,
     ready::{self, Readiness},
     target::Target,
+    timeline::Timeline,
     watch::{Fate, Watch},
 };
 use crate::{
-    base::{RegionId, agent_addresses},
+    base::{Instant, RegionId, agent_addresses},
     client::Client,
-    driver::control::{Control, ControlRole},
+    driver::{
+        clock,
+        control::{Control, ControlRole},
+        http::Http,
+    },
     net::{Config, Counters, DialError, Stream, Tailnet},
     wire::derp::RelayMap,
 };
@@ -71,6 +76,7 @@ pub(super) struct Tunnel {
     pub(super) relays: RelayMap,
     /// Whether the command line and the deployment allow direct paths.
     pub(super) direct: bool,
+    pub(super) timeline: Timeline,
     /// Whether the deployment forbids them.
     pub(super) relayed_only: bool,
     control: Control,
@@ -86,9 +92,12 @@ impl Tunnel {
     pub(super) async fn open(deployment: &Deployment, target: &Target, wishes: Wishes) -> anyhow::Result<Self> {
         let Wishes { direct, capture, usage, watch, readiness } = wishes;
         let client = &deployment.client;
+        let timeline = Timeline::start();
+        let began = clock::now();
         let lookup = ready::agent(client, target, readiness);
         let connection = async { client.connection().await.map_err(explain) };
         let ((workspace, agent), connection) = tokio::try_join!(lookup, connection)?;
+        timeline.ended("api", began);
 
         let http = client.http().clone();
         let mut relays = connection.derp_map;
@@ -97,6 +106,7 @@ impl Tunnel {
         let relayed_only = connection.disable_direct_connections;
         let direct = direct && !relayed_only;
         let control = Control::open(http.clone(), ControlRole::Client { agent: agent.id });
+        time_coordinator(&control, &timeline);
         let tailnet = Tailnet::start(Config {
             relay_map: Some(relays.clone()),
             control: Some(control.clone()),
@@ -111,7 +121,7 @@ impl Tunnel {
         let watch = watch.then(|| Watch::start(client.clone(), workspace.id, agent.id));
         let [address, _] = agent_addresses(agent.id);
         let name = target.to_string();
-        Ok(Self { tailnet, name, address, relays, direct, relayed_only, control, watch, _usage: usage })
+        Ok(Self { tailnet, name, address, relays, direct, relayed_only, timeline, control, watch, _usage: usage })
     }
 
     /// Waits until the workspace is something else than it was when it was looked up. Never, if it is not watched.
@@ -147,6 +157,7 @@ impl Tunnel {
     /// # Errors
     /// When the server refuses the coordination or the agent does not answer in time.
     pub(super) async fn dial(&self, port: u16) -> anyhow::Result<Stream> {
+        let began = clock::now();
         let to = SocketAddrV6::new(self.address, port, 0, 0);
         let dial = self.tailnet.dial_tcp_within(to, DIAL_LIMIT);
         tokio::pin!(dial);
@@ -157,7 +168,10 @@ impl Tunnel {
         let mut told = false;
         loop {
             tokio::select! {
-                stream = &mut dial => return stream.map_err(|e| self.explain(e)),
+                stream = &mut dial => {
+                    self.timeline.ended("first packet", began);
+                    return stream.map_err(|e| self.explain(e));
+                }
                 error = &mut refused => return Err(error),
                 () = &mut patience, if !told => {
                     told = true;
@@ -165,6 +179,18 @@ impl Tunnel {
                 }
             }
         }
+    }
+
+    /// The first byte has come: writes how long each stage took (`-v`).
+    pub(super) async fn log_timeline(&self, http: &Http, since: Instant) {
+        self.timeline.ended("first byte", since);
+        if let Some((end, took)) = http.first_lookup() {
+            self.timeline.took("resolve", end, took);
+        }
+        if let Ok(Some((end, took))) = self.tailnet.counters().await.map(|counters| counters.relays.first) {
+            self.timeline.took("relay", end, took);
+        }
+        self.timeline.log();
     }
 
     fn explain(&self, error: DialError) -> anyhow::Error {
@@ -202,6 +228,16 @@ impl Tunnel {
         }
         self.tailnet.close().await;
     }
+}
+
+/// Notes when the coordinator is there.
+fn time_coordinator(control: &Control, timeline: &Timeline) {
+    let (control, timeline, began) = (control.clone(), timeline.clone(), clock::now());
+    tokio::spawn(async move {
+        if control.connected().await.is_ok() {
+            timeline.ended("coordinator", began);
+        }
+    });
 }
 
 /// What was counted, as one line of JSON.

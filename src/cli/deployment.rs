@@ -3,11 +3,18 @@
 use super::{args::Global, config::ConfigDir};
 use crate::{
     client::Client,
-    driver::http::{Http, HttpError, HttpOptions, Token},
+    driver::http::{Http, HttpError, HttpOptions, Identity, Token, certificates},
 };
 use anyhow::{Context as _, anyhow, bail};
-use std::{process::Stdio, time::Duration};
+use clap::Args;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 use tokio::{process::Command, time::timeout};
+use zeroize::Zeroizing;
 
 /// How long the header command may take: it may fetch a ticket from somewhere, but a person waits for it.
 const HEADER_COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -42,17 +49,48 @@ impl Deployment {
     }
 
     async fn with(global: &Global, config: ConfigDir, url: String, token: Option<Token>) -> anyhow::Result<Self> {
-        let options = HttpOptions { headers: headers(global, &url).await?, ..HttpOptions::default() };
-        let client = Client::new(Http::new(&url, token, options)?);
+        let client = Client::new(Http::new(&url, token, http_options(global, &url).await?)?);
         Ok(Self { url, client, config })
     }
+}
+
+/// Certificates of the flags: for API, sockets and relays alike.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TlsFlags {
+    /// Certificates of authorities to trust besides the system's
+    #[arg(long, global = true, env = "CODER_CLIENT_TLS_CA_FILE", value_name = "FILE")]
+    client_tls_ca_file: Option<PathBuf>,
+    /// Certificate to show to a server that asks for one
+    #[arg(long, global = true, env = "CODER_CLIENT_TLS_CERT_FILE", value_name = "FILE", requires = "client_tls_key_file")]
+    client_tls_cert_file: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, global = true, env = "CODER_CLIENT_TLS_KEY_FILE", value_name = "FILE", requires = "client_tls_cert_file")]
+    client_tls_key_file: Option<PathBuf>,
+}
+
+/// How this command line wants HTTP to be spoken to anybody.
+pub(super) async fn http_options(global: &Global, url: &str) -> anyhow::Result<HttpOptions> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let tls = &global.tls;
+    let extra_roots = match &tls.client_tls_ca_file {
+        Some(path) => certificates(&read(path)?).with_context(|| format!("{} cannot be used", path.display()))?,
+        None => Vec::new(),
+    };
+    let identity = match (&tls.client_tls_cert_file, &tls.client_tls_key_file) {
+        (Some(chain), Some(key)) => {
+            let unusable = || format!("{} and {} cannot be used", chain.display(), key.display());
+            Some(Identity::from_pem(&read(chain)?, &Zeroizing::new(read(key)?)).with_context(unusable)?)
+        }
+        _ => None,
+    };
+    Ok(HttpOptions { headers: headers(global, url).await?, extra_roots, identity, ..HttpOptions::default() })
 }
 
 /// The extra headers of the flags and of the header command (`cli.md` §1.4), which runs once a process.
 ///
 /// # Cancel safety
 /// Dropping the future kills the command.
-pub(super) async fn headers(global: &Global, url: &str) -> anyhow::Result<Vec<(String, String)>> {
+async fn headers(global: &Global, url: &str) -> anyhow::Result<Vec<(String, String)>> {
     headers_within(global, url, HEADER_COMMAND_LIMIT).await
 }
 

@@ -1,49 +1,239 @@
-//! `coder login`: check a token and store it.
+//! `coder login`: check a token and store it, set up a new deployment's first user, or print the stored token.
 
 use super::{
-    args::{Global, Login},
+    args::{Global, go_bool},
     config::ConfigDir,
     deployment::{Deployment, explain},
     output,
 };
-use crate::driver::{
-    http::Token,
-    process::EndSignals,
-    terminal::{KeptModes, Terminals},
+use crate::{
+    client::{Client, FirstUser, User},
+    driver::{
+        http::{HttpError, Token},
+        process::EndSignals,
+        terminal::{KeptModes, Terminals},
+    },
 };
 use anyhow::{Context as _, anyhow, bail};
-use std::io;
+use clap::{Args, Subcommand};
+use std::{fmt, io};
+use zeroize::Zeroizing;
+
+/// How often a mistyped token may be pasted again.
+const TRIES: usize = 3;
+
+/// Flags of `coder login`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Login {
+    /// URL of the deployment
+    #[arg(value_name = "URL")]
+    address: Option<String>,
+    /// Store the given token itself instead of a new one made with it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    use_token_as_session: bool,
+    #[command(flatten)]
+    first: FirstUserFlags,
+    #[command(subcommand)]
+    command: Option<LoginCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum LoginCommand {
+    /// Print the token of the stored login
+    Token,
+}
+
+/// Who is made the first user of a deployment that has none.
+#[derive(Args)]
+struct FirstUserFlags {
+    /// Mail address of a new deployment's first user
+    #[arg(long, env = "CODER_FIRST_USER_EMAIL", value_name = "EMAIL")]
+    first_user_email: Option<String>,
+    /// Login name of a new deployment's first user
+    #[arg(long, env = "CODER_FIRST_USER_USERNAME", value_name = "NAME")]
+    first_user_username: Option<String>,
+    /// Full name of a new deployment's first user
+    #[arg(long, env = "CODER_FIRST_USER_FULL_NAME", value_name = "NAME")]
+    first_user_full_name: Option<String>,
+    /// Password of a new deployment's first user
+    #[arg(long, env = "CODER_FIRST_USER_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    first_user_password: Option<String>,
+    /// Whether a new deployment asks its maker for a trial licence
+    #[arg(long, env = "CODER_FIRST_USER_TRIAL", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    first_user_trial: bool,
+}
+
+impl fmt::Debug for FirstUserFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FirstUserFlags").field("username", &self.first_user_username).finish_non_exhaustive()
+    }
+}
 
 pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
-    let stored = || ConfigDir::open(global.global_config.as_deref())?.url();
-    let address = match args.address.clone().or_else(|| global.url.clone()) {
-        Some(address) => address,
-        None => stored()?.ok_or_else(|| anyhow!("no URL: run 'coder login <url>'"))?,
-    };
+    if let Some(LoginCommand::Token) = &args.command {
+        return print_token(global);
+    }
+    let (address, origin) = address(global, args)?;
     let url = with_scheme(&address);
-
     let anonymous = Deployment::at(global, &url, None).await?;
-    if !anonymous.client.has_first_user().await.map_err(explain)? {
-        bail!("{url} has no user yet: set up its first user there, then log in");
+    let has_user = anonymous.client.has_first_user().await.map_err(explain)?;
+    output::line(&format!("Attempting to authenticate with {origin} URL: '{url}'"))?;
+    if !has_user {
+        return set_up(&anonymous, &url, &args.first).await;
     }
     // A token on the command line is exchanged for one of this machine's own; a pasted one was made for it.
-    let (given, pasted) = match global.token.clone() {
-        Some(token) => (token, false),
-        None => (ask_for_token(&url).await?, true),
+    let (session, user) = match global.token.clone() {
+        Some(given) => {
+            if given.expose().is_empty() {
+                bail!("the token is empty");
+            }
+            let client = Deployment::at(global, &url, Some(given.clone())).await?.client;
+            let user = client.me().await.map_err(|e| not_of(&url, e))?;
+            let session = if args.use_token_as_session { given } else { client.mint_key().await.map_err(explain)? };
+            (session, user)
+        }
+        None => paste(&anonymous.client, &url).await?,
     };
-    if given.expose().is_empty() {
-        bail!("the token is empty");
+    welcome(&anonymous.config, &url, &session, &user)
+}
+
+/// The URL and where it comes from.
+fn address(global: &Global, args: &Login) -> anyhow::Result<(String, &'static str)> {
+    if let Some(address) = &args.address {
+        return Ok((address.clone(), "argument"));
     }
-    let deployment = Deployment::at(global, &url, Some(given.clone())).await?;
-    let user = deployment.client.me().await.map_err(|e| match e.status() {
-        Some(401) => anyhow!("{e}. The token does not belong to {url}: get one there and log in again."),
-        _ => e.into(),
-    })?;
-    let session =
-        if pasted || args.use_token_as_session { given } else { deployment.client.mint_key().await.map_err(explain)? };
-    deployment.config.store(&url, &session).context("the login was not stored")?;
+    if let Some(url) = &global.url {
+        // Who says the same by both means does not mind which is named.
+        let by_environment = std::env::var("CODER_URL").is_ok_and(|set| set == *url);
+        return Ok((url.clone(), if by_environment { "environment" } else { "flag" }));
+    }
+    let stored = ConfigDir::open(global.global_config.as_deref())?.url()?;
+    stored.map(|url| (url, "config")).ok_or_else(|| anyhow!("no url argument provided: run 'coder login <url>'"))
+}
+
+/// `coder login token`: for scripts and editors, so nothing else is printed.
+fn print_token(global: &Global) -> anyhow::Result<u8> {
+    let stored = || ConfigDir::open(global.global_config.as_deref())?.session();
+    let token = match &global.token {
+        Some(token) => Some(token.clone()),
+        None => stored()?,
+    };
+    let token = token.filter(|t| !t.expose().is_empty());
+    let token = token.ok_or_else(|| anyhow!("You are not logged in. Try logging in using 'coder login <url>'."))?;
+    output::line(token.expose())?;
+    Ok(0)
+}
+
+fn not_of(url: &str, error: HttpError) -> anyhow::Error {
+    match error.status() {
+        Some(401) => anyhow!("{error}. The token does not belong to {url}: get one there and log in again."),
+        _ => error.into(),
+    }
+}
+
+fn welcome(config: &ConfigDir, url: &str, session: &Token, user: &User) -> anyhow::Result<u8> {
+    config.store(url, session).context("the login was not stored")?;
     output::line(&format!("  Welcome to Coder, {}! You're authenticated.", user.username))?;
     Ok(0)
+}
+
+/// Makes the first user of a new deployment and logs in as that one.
+async fn set_up(deployment: &Deployment, url: &str, flags: &FirstUserFlags) -> anyhow::Result<u8> {
+    output::line("  Your Coder deployment hasn't been set up!")?;
+    let user = first_user(flags).await?;
+    deployment.client.create_first_user(&user).await.map_err(explain).context("the first user was not made")?;
+    let session = deployment.client.log_in(&user.email, &user.password).await.map_err(explain)?;
+    let client = Client::new(deployment.client.http().with_token(Some(session.clone())));
+    welcome(&deployment.config, url, &session, &client.me().await.map_err(explain)?)
+}
+
+/// The first user of the flags; what they leave open is asked for at a terminal.
+async fn first_user(flags: &FirstUserFlags) -> anyhow::Result<FirstUser> {
+    let asks = Terminals::of_process().input;
+    let given = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
+    let username = match given(&flags.first_user_username) {
+        Some(name) => name,
+        None if asks => ask("What username would you like?")?,
+        None => bail!(
+            "the initial user cannot be created in non-interactive mode. use the API, or pass --first-user-username, \
+             --first-user-email and --first-user-password"
+        ),
+    };
+    let email = match given(&flags.first_user_email) {
+        Some(email) => email,
+        None if asks => ask("What's your email?")?,
+        None => bail!("the first user needs a mail address: pass --first-user-email"),
+    };
+    let password = match given(&flags.first_user_password) {
+        Some(password) => password,
+        None if asks => {
+            let typed = hidden("> Enter a password: ").await?;
+            if *typed != *hidden("> Confirm the password: ").await? {
+                bail!("the two passwords differ: nobody was made");
+            }
+            typed.to_string()
+        }
+        None => bail!("the first user needs a password: pass it in CODER_FIRST_USER_PASSWORD"),
+    };
+    let name = flags.first_user_full_name.clone().unwrap_or_default();
+    Ok(FirstUser { email, username, name, password, trial: flags.first_user_trial })
+}
+
+/// Asks at the terminal.
+fn ask(question: &str) -> anyhow::Result<String> {
+    output::raw(&format!("> {question} "))?;
+    let mut line = String::new();
+    if io::stdin().read_line(&mut line).context("cannot read the answer")? == 0 || line.trim().is_empty() {
+        bail!("nothing was entered");
+    }
+    Ok(line.trim().to_owned())
+}
+
+/// Asks at the terminal without showing what is typed.
+async fn hidden(question: &'static str) -> anyhow::Result<Zeroizing<String>> {
+    // The prompt turns the echo off; whoever breaks it off wants it back.
+    let _modes = KeptModes::keep()?;
+    let mut signals = EndSignals::open().context("cannot handle signals")?;
+    let prompt = tokio::task::spawn_blocking(move || rpassword::prompt_password(question));
+    tokio::select! {
+        typed = prompt => Ok(Zeroizing::new(typed.context("cannot read from the terminal")?.context("cannot read from the terminal")?)),
+        _ = signals.next() => bail!("nothing was entered"),
+    }
+}
+
+/// Takes a token and looks whose it is: hidden from a terminal, where it may be tried again, else a line of standard input.
+async fn paste(anonymous: &Client, url: &str) -> anyhow::Result<(Token, User)> {
+    let page = format!("{}/cli-auth", url.trim_end_matches('/'));
+    output::line(&format!("Open the following in your browser:\n\n\t{page}\n"))?;
+    output::note("(A deployment without web pages has none there: whoever runs it gives you a token.)");
+    let at_terminal = Terminals::of_process().input;
+    let mut tries = if at_terminal { TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let text = if at_terminal { hidden("> Paste your token here: ").await? } else { piped()? };
+        let token = Token::new(text.trim());
+        if token.expose().is_empty() {
+            bail!("the token is empty");
+        }
+        let client = Client::new(anonymous.http().with_token(Some(token.clone())));
+        match client.me().await {
+            Ok(user) => return Ok((token, user)),
+            Err(error) if tries > 0 && error.status() == Some(401) => output::note("That is no token of this deployment."),
+            Err(error) => return Err(not_of(url, error)),
+        }
+    }
+}
+
+fn piped() -> anyhow::Result<Zeroizing<String>> {
+    output::raw("> Paste your token here: ")?;
+    let mut line = Zeroizing::new(String::new());
+    if io::stdin().read_line(&mut line).context("cannot read the token from standard input")? == 0 {
+        bail!("no token: pass --token or write it to standard input");
+    }
+    Ok(line)
 }
 
 /// `https://` unless a scheme is given; `http://` for this machine itself.
@@ -62,31 +252,6 @@ fn is_this_machine(address: &str) -> bool {
     let authority = address.split('/').next().unwrap_or_default();
     let host = if authority.starts_with('[') { authority.split_inclusive(']').next() } else { authority.split(':').next() };
     matches!(host, Some("localhost" | "127.0.0.1" | "[::1]"))
-}
-
-/// Reads a token: hidden from a terminal, else one line of standard input.
-async fn ask_for_token(url: &str) -> anyhow::Result<Token> {
-    let page = format!("{}/cli-auth", url.trim_end_matches('/'));
-    output::note(&format!(
-        "A deployment with web pages shows you a token at {page}; elsewhere whoever runs the server gives it."
-    ));
-    let text = if Terminals::of_process().input {
-        // The prompt turns the echo off; whoever breaks it off wants it back.
-        let _modes = KeptModes::keep()?;
-        let mut signals = EndSignals::open().context("cannot handle signals")?;
-        let prompt = tokio::task::spawn_blocking(|| rpassword::prompt_password("> Paste your token here: "));
-        tokio::select! {
-            typed = prompt => typed.context("cannot read the token")?.context("cannot read the token")?,
-            _ = signals.next() => bail!("no token was entered"),
-        }
-    } else {
-        let mut line = String::new();
-        if io::stdin().read_line(&mut line).context("cannot read the token from standard input")? == 0 {
-            bail!("no token: pass --token or write it to standard input");
-        }
-        line
-    };
-    Ok(Token::new(text.trim()))
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ mod life;
 mod list;
 mod log_file;
 mod login;
+mod logout;
 mod logs;
 mod memory;
+mod netcheck;
 mod output;
 mod ping;
 mod port_forward;
@@ -24,11 +26,16 @@ mod ready;
 mod rpty;
 mod server;
 mod server_flags;
+mod show;
 mod speedtest;
 mod ssh;
+mod stat;
 mod target;
+mod timeline;
+mod tokens;
 mod version;
 mod watch;
+mod whoami;
 
 use args::{Cli, Command};
 use std::process::ExitCode;
@@ -67,7 +74,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Version(args) => version::run(args),
         Command::Login(args) => on_one_thread(login::run(global, args)),
+        Command::Logout(args) => on_one_thread(logout::run(global, args)),
+        Command::Whoami(args) => on_one_thread(whoami::run(global, args)),
+        Command::Tokens(args) => on_one_thread(tokens::run(global, &args.command)),
         Command::List(args) => on_one_thread(list::run(global, args)),
+        Command::Show(args) => on_one_thread(show::run(global, args)),
         Command::Create(args) => on_one_thread(create::workspace(global, args)),
         Command::Start(args) => on_one_thread(life::start(global, args)),
         Command::Stop(args) => on_one_thread(life::stop(global, args)),
@@ -81,6 +92,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Ping(args) => ping::run(global, args),
         Command::PortForward(args) => port_forward::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
+        Command::Netcheck => netcheck::run(global),
+        Command::Stat(args) => on_one_thread(stat::run(args)),
         Command::Exp(args) => rpty::run(global, args),
         Command::Agent(args) => agent::run(global, args),
         Command::Server(args) => server::run(global, args),

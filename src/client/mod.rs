@@ -1,5 +1,6 @@
 //! L6: typed calls of the server's REST interface (`http-api.md` §2–5). Only the fields that are used are read.
 
+mod accounts;
 mod types;
 
 use crate::driver::{
@@ -11,9 +12,10 @@ use serde_json::json;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
+pub use accounts::{ApiKey, FirstUser, ListeningPort, TokenRequest};
 pub use types::{
-    Agent, AgentStatus, Build, BuildLine, Connection, Job, Lifecycle, NewUser, NewWorkspace, Resource, Script, SshConfig,
-    Transition, User, Workspace,
+    Agent, AgentHealth, AgentStatus, Build, BuildLine, Connection, Job, Lifecycle, NewUser, NewWorkspace, Resource, Role, Script,
+    SshConfig, Transition, User, Workspace,
 };
 
 /// The REST interface of one server as one user sees it.

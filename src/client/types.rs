@@ -12,6 +12,25 @@ pub struct User {
     pub id: Uuid,
     /// Login name
     pub username: String,
+    /// The organizations it belongs to
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub organization_ids: Vec<Uuid>,
+    /// What it is in the deployment
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub roles: Vec<Role>,
+}
+
+/// A role of a user.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Role {
+    /// What programs call it
+    pub name: String,
+    /// What people call it
+    #[serde(default)]
+    pub display_name: String,
+    /// The organization it counts in; empty or missing for the whole deployment
+    #[serde(default)]
+    pub organization_id: Option<String>,
 }
 
 /// A workspace.
@@ -142,6 +161,15 @@ impl Transition {
 /// A resource of a build.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Resource {
+    /// What kind of thing it is
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// Its name in the template
+    #[serde(default)]
+    pub name: String,
+    /// Not for people
+    #[serde(default)]
+    pub hide: bool,
     /// The agents in it
     #[serde(default, deserialize_with = "null_as_default")]
     pub agents: Vec<Agent>,
@@ -161,9 +189,38 @@ pub struct Agent {
     pub status: AgentStatus,
     /// How far its start-up is
     pub lifecycle_state: Lifecycle,
+    /// The system it runs on
+    #[serde(default)]
+    pub operating_system: String,
+    /// The processor it runs on
+    #[serde(default)]
+    pub architecture: String,
+    /// Its version; empty before it first connected
+    #[serde(default)]
+    pub version: String,
+    /// When the workspace got it, RFC 3339
+    #[serde(default)]
+    pub created_at: String,
+    /// When it was last there, unless it is
+    #[serde(default)]
+    pub disconnected_at: Option<String>,
+    /// Whether it is well
+    #[serde(default)]
+    pub health: AgentHealth,
     /// What it runs at its start and end
     #[serde(default, deserialize_with = "null_as_default")]
     pub scripts: Vec<Script>,
+}
+
+/// Whether an agent is well.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct AgentHealth {
+    /// It is
+    #[serde(default)]
+    pub healthy: bool,
+    /// Why not
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// A script of an agent.

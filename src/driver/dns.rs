@@ -4,11 +4,13 @@
 //! it cannot answer is asked again through the platform's own resolver. The configuration is read for each lookup: on
 //! a laptop it changes with the network, and lookups are rare.
 
+use super::clock;
+use crate::base::Instant;
 use hickory_resolver::{TokioResolver, config::LookupIpStrategy};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -105,22 +107,35 @@ impl Prescribed {
 
 /// The same resolution for one HTTP client, but for the host whose addresses a relay map prescribes to it.
 #[derive(Debug, Default, Clone)]
-pub(super) struct HttpResolver(Option<Arc<Prescribed>>);
+pub(super) struct HttpResolver {
+    prescribed: Option<Arc<Prescribed>>,
+    /// How long the first look-up took, and when it ended.
+    first: Arc<OnceLock<(Instant, Duration)>>,
+}
 
 impl HttpResolver {
     pub(super) fn new(prescribed: Option<Prescribed>) -> Self {
-        Self(prescribed.map(Arc::new))
+        Self { prescribed: prescribed.map(Arc::new), first: Arc::default() }
+    }
+
+    /// When the first look-up ended and how long it took.
+    pub(super) fn first(&self) -> Option<(Instant, Duration)> {
+        self.first.get().copied()
     }
 }
 
 impl reqwest::dns::Resolve for HttpResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let prescribed = self.0.clone().filter(|prescribed| prescribed.host.eq_ignore_ascii_case(name.as_str()));
+        let (began, first) = (clock::now(), Arc::clone(&self.first));
+        let prescribed = self.prescribed.clone().filter(|prescribed| prescribed.host.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
             let found = match prescribed {
                 Some(prescribed) => prescribed.resolve().await?,
                 None => resolve(name.as_str()).await?,
             };
+            let now = clock::now();
+            // A later one is of another connection.
+            let _ = first.set((now, now - began));
             let addresses = found.into_iter().map(|ip| SocketAddr::new(ip, 0));
             Ok(Box::new(addresses) as reqwest::dns::Addrs)
         })

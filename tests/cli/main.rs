@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real processes live in real time")]
 
+mod accounts;
 mod agents;
 mod config_ssh;
 mod editors;
@@ -16,10 +17,14 @@ mod errors;
 mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod interactive;
 mod life;
 mod matrix;
+mod netcheck;
 mod ping;
 mod port_forward;
+mod proxies;
+mod remote_forward;
 mod secrets;
 mod sessions;
 mod shapes;

@@ -40,7 +40,7 @@ struct State {
 
 /// Bytes of one channel on their way to a process or a socket.
 #[derive(Debug, Default)]
-pub(super) struct Input {
+pub(crate) struct Input {
     state: Mutex<State>,
     readable: Notify,
     room: Notify,
@@ -52,7 +52,7 @@ impl Input {
     }
 
     /// Takes what the client sent; returns how much waits now.
-    pub(super) fn push(&self, data: &[u8]) -> usize {
+    pub(crate) fn push(&self, data: &[u8]) -> usize {
         let mut state = self.state();
         if state.discarding || state.finished || data.is_empty() {
             return state.len;
@@ -69,13 +69,13 @@ impl Input {
     }
 
     /// The client sends no more.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.state().finished = true;
         self.readable.notify_one();
     }
 
     /// Nobody reads any more: what waits and what follows is thrown away, so that the client is not stopped by it.
-    pub(super) fn discard(&self) {
+    pub(crate) fn discard(&self) {
         let mut state = self.state();
         state.discarding = true;
         state.len = 0;
@@ -88,7 +88,7 @@ impl Input {
     ///
     /// # Cancel safety
     /// A cancelled call takes nothing.
-    pub(super) async fn next(&self) -> Option<Bytes> {
+    pub(crate) async fn next(&self) -> Option<Bytes> {
         loop {
             {
                 let mut state = self.state();
@@ -112,7 +112,7 @@ impl Input {
     }
 
     /// Waits a moment for the queue to fall to [`HIGH`]; false if it did not.
-    pub(super) async fn wait_for_room(&self) -> bool {
+    pub(crate) async fn wait_for_room(&self) -> bool {
         let falls = async {
             while self.state().len > HIGH {
                 self.room.notified().await;

@@ -12,7 +12,7 @@
 mod channels;
 mod connection;
 mod forward;
-mod input;
+pub(crate) mod input;
 mod listen;
 pub(super) mod process;
 mod rules;

@@ -1,9 +1,12 @@
 //! `coder ssh`: a shell, a command, or the raw SSH stream for OpenSSH (`cli.md` §2.4).
 
+mod escape;
 mod key_agent;
 mod log_file;
 mod network_info;
+mod remote_forward;
 mod session;
+mod silence;
 mod stdio;
 
 use super::{
@@ -14,20 +17,29 @@ use super::{
     ready::Readiness,
     target::{HostNames, Target},
 };
-use crate::driver::{
-    process::EndSignals,
-    stdio::{Stdin, Stdout},
-    terminal::{self, RawMode, Resizes, Terminals},
+use crate::{
+    base::Instant,
+    driver::{
+        clock,
+        process::EndSignals,
+        stdio::{Stdin, Stdout},
+        terminal::{self, RawMode, Resizes, Terminals},
+    },
 };
 use anyhow::{Context as _, bail};
 pub(super) use key_agent::KeyAgentArgs;
 use network_info::NetworkInfo;
+pub(super) use remote_forward::RemoteForwardArgs;
 use session::{Ending, Local, Request, Session};
-use std::time::Duration;
+use silence::Silence;
+use std::{rc::Rc, time::Duration};
+use tokio::sync::Notify;
 use tracing::level_filters::LevelFilter;
 
 /// How long the good-bye of a session may take that never began.
 const HURRY: Duration = Duration::from_millis(300);
+/// How long a good-bye may take.
+const GOOD_BYE: Duration = Duration::from_secs(3);
 /// What a terminal is called that does not say.
 const TERM: &str = "xterm-256color";
 
@@ -50,9 +62,12 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
         }
         let wishes = wishes(global, args);
         if args.stdio {
+            if !args.forwards.list().is_empty() {
+                bail!("remote-forward can't be enabled in the stdio mode");
+            }
             return stdio::run(&deployment, &target, wishes, info).await;
         }
-        let request = request(args)?;
+        let request = request(args, global.force_tty)?;
         interactive(&deployment, &target, wishes, info, request).await
     })
 }
@@ -71,7 +86,7 @@ fn wishes(global: &Global, args: &Ssh) -> Wishes {
 }
 
 /// What the flags ask of the agent: a terminal for a shell at a terminal, or where one is demanded.
-fn request(args: &Ssh) -> anyhow::Result<Request> {
+fn request(args: &Ssh, force_tty: bool) -> anyhow::Result<Request> {
     let command = (!args.command.is_empty()).then(|| args.command.join(" "));
     let mut env = Vec::new();
     for setting in args.env.iter().filter(|s| !s.is_empty()) {
@@ -80,8 +95,9 @@ fn request(args: &Ssh) -> anyhow::Result<Request> {
         };
         env.push((name.to_owned(), value.to_owned()));
     }
-    let terminal = terminal_for(args.tty || command.is_none() && Terminals::of_process().input);
-    Ok(Request { terminal, command, env, key_agent: args.key_agent.key_agent() })
+    let terminal = terminal_for(args.tty || force_tty || command.is_none() && Terminals::of_process().input);
+    let forwards = args.forwards.list().to_vec();
+    Ok(Request { terminal, command, env, key_agent: args.key_agent.key_agent(), forwards })
 }
 
 fn terminal_for(wanted: bool) -> Option<(terminal::Size, String)> {
@@ -110,7 +126,13 @@ async fn interactive(
         // Nothing has begun yet.
         _ = signals.next() => return Ok(1),
     };
-    let connecting = async { Session::open(tunnel.dial(SSH_PORT).await?, request.key_agent.clone()).await };
+    let connecting = async {
+        let stream = tunnel.dial(SSH_PORT).await?;
+        let began = clock::now();
+        let session = Session::open(stream, &request).await?;
+        tunnel.timeline.ended("ssh handshake", began);
+        Ok::<_, anyhow::Error>(session)
+    };
     let connected = tokio::select! {
         session = connecting => session.map(Some),
         _ = signals.next() => Ok(None),
@@ -123,32 +145,65 @@ async fn interactive(
         }
     };
     let at_terminal = request.terminal.is_some();
+    let (first, opened) = (Rc::new(Notify::new()), clock::now());
+    // Only who types at a terminal of our own can say something to us, and wants to hear from us.
+    let person = (at_terminal && Terminals::of_process().input).then(|| Rc::new(Silence::default()));
     let local = Local {
         stdin: Stdin::open(),
         stdout: Stdout::open(),
         stderr: Stdout::open_err(),
         resizes: if at_terminal { Some(Resizes::open()?) } else { None },
+        person: person.clone(),
+        first: Rc::clone(&first),
     };
     // A terminal that was demanded without having one stays as it is.
-    let raw = if at_terminal && Terminals::of_process().input { Some(RawMode::enter()?) } else { None };
+    let raw = if person.is_some() { Some(RawMode::enter()?) } else { None };
     let mut ending = tokio::select! {
         ending = session.run(request, local) => ending,
         never = network_info::keep(info, &tunnel) => match never {},
+        never = watch_silence(person.as_deref(), &tunnel) => match never {},
+        never = tell_timeline(&tunnel, deployment, &first, opened) => match never {},
         fate = tunnel.fate() => Ok(Ending::Lost(fate.to_string())),
         signal = signals.next() => Ok(Ending::Signal(signal.number().into())),
     };
     drop(raw);
-    if let Ok(Ending::Lost(reason)) = &mut ending
-        && let Some(fate) = tunnel.why_lost().await
-    {
-        *reason = fate.to_string();
+    let left = matches!(ending, Ok(Ending::Left));
+    let good_bye = async {
+        if let Ok(Ending::Lost(reason)) = &mut ending
+            && let Some(fate) = tunnel.why_lost().await
+        {
+            *reason = fate.to_string();
+        }
+        tunnel.close_within(if left { HURRY } else { GOOD_BYE }).await;
+    };
+    tokio::select! {
+        () = good_bye => {}
+        // Whoever asks twice does not want to wait.
+        _ = signals.next() => {}
     }
-    tunnel.close().await;
     let ending = ending?;
+    if left {
+        output::note(&format!("The session in workspace {target} was left."));
+    }
     if let Ending::Lost(reason) = &ending {
         output::note(&format!("error: the connection to workspace {target} was lost: {reason}"));
     }
     Ok(ending.exit_code())
+}
+
+/// Watches the other end for the person at the terminal, if there is one.
+async fn watch_silence(person: Option<&Silence>, tunnel: &Tunnel) -> network_info::Never {
+    match person {
+        Some(silence) => silence.watch(tunnel).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells once how long connecting took, with `-v`.
+async fn tell_timeline(tunnel: &Tunnel, deployment: &Deployment, first: &Notify, since: Instant) -> network_info::Never {
+    first.notified().await;
+    tunnel.log_timeline(deployment.client.http(), since).await;
+    std::future::pending().await
 }
 
 #[cfg(test)]
@@ -156,6 +211,10 @@ mod tests {
     use super::*;
     use crate::cli::args::{Cli, Command};
     use clap::Parser as _;
+
+    fn ask(args: &Ssh) -> anyhow::Result<Request> {
+        request(args, false)
+    }
 
     fn args(line: &str) -> Ssh {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
@@ -187,15 +246,16 @@ mod tests {
 
     #[test]
     fn a_command_gets_a_terminal_only_when_it_is_demanded() {
-        assert!(request(&args("coder ssh dev -- ls")).unwrap().terminal.is_none());
-        assert!(request(&args("coder ssh -t dev -- ls")).unwrap().terminal.is_some());
-        assert_eq!(request(&args("coder ssh dev -- ls -l /")).unwrap().command.as_deref(), Some("ls -l /"));
+        assert!(ask(&args("coder ssh dev -- ls")).unwrap().terminal.is_none());
+        assert!(ask(&args("coder ssh -t dev -- ls")).unwrap().terminal.is_some());
+        assert!(request(&args("coder ssh dev -- ls"), true).unwrap().terminal.is_some());
+        assert_eq!(ask(&args("coder ssh dev -- ls -l /")).unwrap().command.as_deref(), Some("ls -l /"));
     }
 
     #[test]
     fn an_environment_setting_without_a_name_is_refused() {
-        assert!(request(&args("coder ssh -e =x dev")).is_err());
-        assert!(request(&args("coder ssh -e FOO dev")).is_err());
-        assert_eq!(request(&args("coder ssh -e A=1,B=2=3 dev")).unwrap().env.len(), 2);
+        assert!(ask(&args("coder ssh -e =x dev")).is_err());
+        assert!(ask(&args("coder ssh -e FOO dev")).is_err());
+        assert_eq!(ask(&args("coder ssh -e A=1,B=2=3 dev")).unwrap().env.len(), 2);
     }
 }

@@ -1,6 +1,11 @@
 //! One SSH session over the tunnel: a shell or a command, its three streams, its end.
 
-use super::key_agent::KeyAgent;
+use super::{
+    escape::{Escapes, HELP},
+    key_agent::KeyAgent,
+    remote_forward::{Forwards, RemoteForward},
+    silence::Silence,
+};
 use crate::cli::output;
 use crate::driver::{
     stdio::{Stdin, Stdout},
@@ -16,13 +21,14 @@ use std::{
     borrow::Cow,
     io,
     pin::Pin,
+    rc::Rc,
     sync::{Arc, OnceLock},
     task::{Context as TaskContext, Poll, ready},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 
 /// How long the agent's SSH server may take for the key exchange and to open the session.
@@ -45,6 +51,8 @@ pub(super) struct Request {
     pub(super) env: Vec<(String, String)>,
     /// The key agent that the session may use.
     pub(super) key_agent: Option<KeyAgent>,
+    /// What of the workspace is forwarded here.
+    pub(super) forwards: Vec<RemoteForward>,
 }
 
 /// How the session ended.
@@ -56,6 +64,8 @@ pub(super) enum Ending {
     Signal(i32),
     /// The connection went away, and why.
     Lost(String),
+    /// Whoever sits at the terminal has left it.
+    Left,
 }
 
 impl Ending {
@@ -64,7 +74,7 @@ impl Ending {
         match self {
             Self::Status(status) => u8::try_from(status & 0xff).unwrap_or(u8::MAX),
             Self::Signal(number) => 128u8.saturating_add(u8::try_from(*number).unwrap_or(0)),
-            Self::Lost(_) => 255,
+            Self::Lost(_) | Self::Left => 255,
         }
     }
 }
@@ -76,10 +86,15 @@ pub(super) struct Local {
     pub(super) stderr: Stdout,
     /// Present with a terminal.
     pub(super) resizes: Option<Resizes>,
+    /// Present where a person types: some keys are for us.
+    pub(super) person: Option<Rc<Silence>>,
+    /// Told of the first byte of output.
+    pub(super) first: Rc<Notify>,
 }
 
 struct Client {
     key_agent: Option<KeyAgent>,
+    forwards: Forwards,
 }
 
 impl client::Handler for Client {
@@ -88,6 +103,31 @@ impl client::Handler for Client {
     /// WireGuard has proved that the other end is the agent that the server named; the host key adds nothing.
     async fn check_server_key(&mut self, _key: &russh::keys::PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         Ok(true)
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: russh::Channel<Msg>,
+        _address: &str,
+        port: u32,
+        _from: &str,
+        _from_port: u32,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.forwards.join_port(port, channel, reply).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: russh::Channel<Msg>,
+        path: &str,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.forwards.join_socket(path, channel, reply).await;
+        Ok(())
     }
 
     async fn server_channel_open_agent_forward(
@@ -153,7 +193,7 @@ impl Session {
     ///
     /// # Errors
     /// When the server refuses or does not answer in time.
-    pub(super) async fn open<S>(stream: S, key_agent: Option<KeyAgent>) -> anyhow::Result<Self>
+    pub(super) async fn open<S>(stream: S, request: &Request) -> anyhow::Result<Self>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -167,10 +207,13 @@ impl Session {
         let failure = Arc::new(OnceLock::new());
         let stream = Told { stream, failure: Arc::clone(&failure) };
         let open = async {
-            let mut connection = client::connect_stream(Arc::new(config), stream, Client { key_agent }).await?;
+            let forwards = Forwards::default();
+            let client = Client { key_agent: request.key_agent.clone(), forwards: forwards.clone() };
+            let mut connection = client::connect_stream(Arc::new(config), stream, client).await?;
             if !connection.authenticate_none("coder").await?.success() {
                 bail!("the agent's SSH server did not let us in: it is no Coder agent's, or ended just now");
             }
+            forwards.ask(&connection, &request.forwards).await?;
             let (read, write) = connection.channel_open_session().await?.split();
             Ok(Self { connection, read, write, failure })
         };
@@ -206,14 +249,17 @@ impl Session {
         }
         self.expect_success(if request.command.is_some() { "to run the command" } else { "a shell" }).await?;
 
-        let Local { stdin, stdout, stderr, resizes } = local;
+        let Local { stdin, stdout, stderr, resizes, person, first } = local;
         let Self { connection, read, write, failure } = self;
         let mut ending = tokio::select! {
-            ending = pass_output(read, stdout, stderr) => ending?,
-            never = pass_input(&write, stdin, resizes, has_terminal) => match never? {},
+            ending = pass_output(read, stdout, stderr, &first) => ending?,
+            left = pass_input(&write, stdin, resizes, has_terminal, person) => left,
         };
         if let (Ending::Lost(reason), Some(failure)) = (&mut ending, failure.get()) {
             reason.clone_from(failure);
+        }
+        if ending == Ending::Left {
+            return Ok(ending);
         }
         // The agent learns at once that nothing more comes; whether it hears of it changes nothing for the user.
         let _ = tokio::time::timeout(Duration::from_millis(500), connection.disconnect(russh::Disconnect::ByApplication, "", ""))
@@ -240,7 +286,12 @@ impl Session {
 
 /// Passes both output streams on until the channel is closed. Neither waits for the reader of the other, until so much
 /// of one lies here as the agent may send ahead.
-async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stderr: Stdout) -> anyhow::Result<Ending> {
+async fn pass_output(
+    mut channel: ChannelReadHalf,
+    mut stdout: Stdout,
+    mut stderr: Stdout,
+    first: &Notify,
+) -> anyhow::Result<Ending> {
     let (out, mut out_waiting) = mpsc::channel::<Bytes>(WAITING);
     let (err, mut err_waiting) = mpsc::channel::<Bytes>(WAITING);
     let sort = async move {
@@ -259,6 +310,7 @@ async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stder
     };
     let write_out = async {
         while let Some(data) = out_waiting.recv().await {
+            first.notify_one();
             stdout.write_all(&data).await.context("cannot write to standard output")?;
         }
         stdout.flush().await.context("cannot write to standard output")
@@ -275,41 +327,68 @@ async fn pass_output(mut channel: ChannelReadHalf, mut stdout: Stdout, mut stder
     Ok(ending)
 }
 
-enum Never {}
+/// Pieces of input that may wait for the agent: a person may type into a dead session and still wants to be heard.
+const TYPED: usize = 1024;
+const PIPED: usize = 4;
 
-/// Passes input, its end and the terminal's size on. Ends only by an error of the connection.
+/// Passes input, its end and the terminal's size on. Ends only when the person at the terminal leaves.
 async fn pass_input(
     channel: &ChannelWriteHalf<Msg>,
     mut stdin: Stdin,
     mut resizes: Option<Resizes>,
     has_terminal: bool,
-) -> anyhow::Result<Never> {
-    let mut buf = vec![0; 32 * 1024];
-    let mut open = true;
-    loop {
-        tokio::select! {
-            got = stdin.read(&mut buf), if open => {
-                // An unreadable standard input (a terminal that hung up) ends the input, not the session.
-                let n = got.unwrap_or(0);
-                match buf.get(..n) {
-                    Some(bytes) if n > 0 => {
-                        // A failed write means that the connection ends; the output side says how.
-                        if channel.data(bytes).await.is_err() {
-                            open = false;
-                        }
+    person: Option<Rc<Silence>>,
+) -> Ending {
+    let (waiting, mut next) = mpsc::channel::<Bytes>(if person.is_some() { TYPED } else { PIPED });
+    let read = async move {
+        let mut escapes = Escapes::default();
+        let mut buf = vec![0; 32 * 1024];
+        loop {
+            // An unreadable standard input (a terminal that hung up) ends the input, not the session.
+            let n = stdin.read(&mut buf).await.unwrap_or(0);
+            let Some(bytes) = buf.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
+            let bytes = match &person {
+                None => Bytes::copy_from_slice(bytes),
+                Some(silence) => {
+                    let typed = escapes.take(bytes, silence.is_on());
+                    if typed.help {
+                        output::note(HELP);
                     }
-                    _ => {
-                        open = false;
-                        let _ = channel.eof().await;
+                    if typed.leave {
+                        return Ending::Left;
                     }
+                    typed.pass.into()
                 }
+            };
+            if !bytes.is_empty() && waiting.send(bytes).await.is_err() {
+                break;
             }
-            size = next_size(&mut resizes), if has_terminal => {
-                let _ = channel.window_change(size.columns, size.rows, 0, 0).await;
-            }
-            // Both sources are exhausted: the output side decides when the session ends.
-            else => std::future::pending().await,
         }
+        drop(waiting);
+        std::future::pending().await
+    };
+    let write = async {
+        while let Some(bytes) = next.recv().await {
+            // A failed write means that the connection ends; the output side says how.
+            if channel.data_bytes(bytes).await.is_err() {
+                next.close();
+                break;
+            }
+        }
+        let _ = channel.eof().await;
+        std::future::pending().await
+    };
+    let resize = async {
+        while has_terminal {
+            let size = next_size(&mut resizes).await;
+            let _ = channel.window_change(size.columns, size.rows, 0, 0).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        left = read => left,
+        never = write => never,
+        never = resize => never,
     }
 }
 

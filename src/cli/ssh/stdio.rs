@@ -11,6 +11,7 @@ use crate::{
         target::Target,
     },
     driver::{
+        clock,
         process::EndSignals,
         stdio::{Stdin, Stdout},
     },
@@ -19,6 +20,7 @@ use crate::{
 use anyhow::{Context as _, anyhow};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Notify;
 
 /// How long the good-bye may take when a signal ends us: OpenSSH waits for its ProxyCommand.
 const HURRY: Duration = Duration::from_millis(300);
@@ -52,11 +54,13 @@ pub(super) async fn run(
     };
     // A handle of its own: the other one is busy writing.
     let reader = Stdout::open();
+    let (first, opened) = (Notify::new(), clock::now());
     let passed = tokio::select! {
         () = reader.closed() => None,
-        passed = pass(stream, Stdin::open(), stdout) => Some(passed.map_err(anyhow::Error::from)),
+        passed = pass(stream, Stdin::open(), stdout, &first) => Some(passed.map_err(anyhow::Error::from)),
         _ = signals.next() => None,
         never = network_info::keep(info, &tunnel) => match never {},
+        never = super::tell_timeline(&tunnel, deployment, &first, opened) => match never {},
         fate = tunnel.fate() => Some(Err(anyhow!("{fate}"))),
     };
     match passed {
@@ -77,15 +81,15 @@ pub(super) async fn run(
 }
 
 /// Passes both directions until the agent has closed and all of its bytes are written, or nobody reads them any more.
-async fn pass(stream: Stream, mut stdin: Stdin, mut stdout: Stdout) -> std::io::Result<()> {
+async fn pass(stream: Stream, mut stdin: Stdin, mut stdout: Stdout, first: &Notify) -> std::io::Result<()> {
     let (mut from_agent, mut to_agent) = tokio::io::split(stream);
     let input = async {
-        copy(&mut stdin, &mut to_agent).await?;
+        copy(&mut stdin, &mut to_agent, || {}).await?;
         to_agent.shutdown().await?;
         std::future::pending().await
     };
     let output = async {
-        match copy(&mut from_agent, &mut stdout).await {
+        match copy(&mut from_agent, &mut stdout, || first.notify_one()).await {
             // Whoever started us has enough.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             done => done,
@@ -97,12 +101,15 @@ async fn pass(stream: Stream, mut stdin: Stdin, mut stdout: Stdout) -> std::io::
     }
 }
 
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), moved: impl Fn()) -> std::io::Result<()> {
     let mut buf = vec![0; CHUNK];
     loop {
         let n = from.read(&mut buf).await?;
         match buf.get(..n) {
-            Some(bytes) if n > 0 => to.write_all(bytes).await?,
+            Some(bytes) if n > 0 => {
+                to.write_all(bytes).await?;
+                moved();
+            }
             _ => return to.flush().await,
         }
     }

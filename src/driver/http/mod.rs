@@ -10,12 +10,14 @@ mod tls;
 
 pub use error::{HttpError, Refusal, Validation};
 pub use events::{Event, Events};
+pub use tls::{Identity, PemError, certificates};
 
 use super::{
     clock,
     dns::{HttpResolver, Prescribed},
     websocket::{MAX_MESSAGE, WebSocket, accept_key},
 };
+use crate::base::Instant;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use error::host_of;
 use reqwest::{
@@ -24,7 +26,7 @@ use reqwest::{
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use url::Url;
@@ -79,6 +81,8 @@ pub struct HttpOptions {
     pub headers: Vec<(String, String)>,
     /// Trusted besides the system's roots.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// What this client shows to servers that ask who it is.
+    pub identity: Option<Identity>,
     /// Where connections go first.
     pub proxy: ProxyChoice,
 }
@@ -148,6 +152,7 @@ pub struct Http {
 
 struct Shared {
     client: Client,
+    resolver: HttpResolver,
     options: HttpOptions,
     roots: Arc<tls::Roots>,
 }
@@ -180,11 +185,12 @@ impl Shared {
             headers.append(name, value);
         }
         let trust = tls::Trust::new(Arc::clone(&roots), expected);
-        let config = trust.client_config().map_err(|e| HttpError::Setting(e.to_string()))?;
+        let config = trust.client_config(options.identity.as_ref()).map_err(|e| HttpError::Setting(e.to_string()))?;
+        let resolver = HttpResolver::new(addresses);
         let mut builder = Client::builder()
             .tls_backend_preconfigured(config)
             .http1_only()
-            .dns_resolver(HttpResolver::new(addresses))
+            .dns_resolver(resolver.clone())
             .default_headers(headers)
             .user_agent(concat!("coder/", env!("CARGO_PKG_VERSION")))
             .redirect(same_origin())
@@ -205,7 +211,7 @@ impl Shared {
             }
         }
         let client = builder.build().map_err(|e| HttpError::Setting(e.to_string()))?;
-        Ok(Self { client, options, roots })
+        Ok(Self { client, resolver, options, roots })
     }
 }
 
@@ -281,6 +287,12 @@ impl Http {
     #[must_use]
     pub const fn base(&self) -> &Url {
         &self.base
+    }
+
+    /// When the first name was resolved and how long that took; `None` when no name had to be.
+    #[must_use]
+    pub fn first_lookup(&self) -> Option<(Instant, Duration)> {
+        self.shared.resolver.first()
     }
 
     /// The token, if one is sent.
@@ -400,14 +412,14 @@ impl Http {
     }
 
     async fn read(&self, url: &Url, method: Method, response: reqwest::Response) -> Result<Reply, HttpError> {
-        let (status, headers) = (response.status(), response.headers().clone());
+        let (status, headers, address) = (response.status(), response.headers().clone(), response.remote_addr());
         let failed = !status.is_success();
         let body = read_body(url, response, if failed { MAX_ERROR_BODY } else { MAX_BODY }).await?;
         if failed {
             let request = format!("{} {}", reqwest::Method::from(method), url.path());
             return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
         }
-        Ok(Reply { host: host_of(url), status: status.as_u16(), headers, body })
+        Ok(Reply { host: host_of(url), status: status.as_u16(), headers, address, body })
     }
 
     fn url(&self, path: &str) -> Result<Url, HttpError> {
@@ -440,6 +452,7 @@ pub struct Reply {
     host: String,
     status: u16,
     headers: HeaderMap,
+    address: Option<SocketAddr>,
     body: Vec<u8>,
 }
 
@@ -454,6 +467,12 @@ impl Reply {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Where the connection went that brought it: to the server, or to a proxy.
+    #[must_use]
+    pub const fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// The body.

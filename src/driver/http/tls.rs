@@ -7,10 +7,73 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject as _},
 };
 use rustls_platform_verifier::Verifier;
-use std::sync::{Arc, OnceLock};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+/// Why PEM text cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PemError {
+    /// It holds no certificate.
+    #[error("there is no certificate in it")]
+    NoCertificate,
+    /// It holds no private key.
+    #[error("there is no private key in it")]
+    NoKey,
+    /// It is broken.
+    #[error("it is no PEM text: {0}")]
+    Broken(String),
+    /// Certificate and key do not belong together, or are of a kind that is not known.
+    #[error("certificate and key cannot be used together: {0}")]
+    Unusable(String),
+}
+
+/// All certificates of a PEM text.
+///
+/// # Errors
+/// When there are none, or the text is broken.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let all = all.map_err(|e| PemError::Broken(e.to_string()))?;
+    if all.is_empty() { Err(PemError::NoCertificate) } else { Ok(all) }
+}
+
+/// A certificate with its key. The key never shows.
+#[derive(Clone)]
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<PrivateKeyDer<'static>>,
+}
+
+impl Identity {
+    /// Reads a certificate, with those that lead to its authority behind it, and its key.
+    ///
+    /// # Errors
+    /// When one is missing or they do not belong together.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, PemError> {
+        let chain = certificates(chain)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| match e {
+            pem::Error::NoItemsFound => PemError::NoKey,
+            other => PemError::Broken(other.to_string()),
+        })?;
+        let identity = Self { chain, key: Arc::new(key) };
+        // A pair that does not fit is better told now than by each handshake.
+        let trust = Trust::new(Roots::new(Vec::new()), Expected::default());
+        trust.client_config(Some(&identity)).map_err(|e| PemError::Unusable(e.to_string()))?;
+        Ok(identity)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
 
 /// The roots that all clients with the same settings trust.
 #[derive(Debug)]
@@ -58,12 +121,15 @@ impl Trust {
     }
 
     /// The client configuration: HTTP/1.1 alone, because nothing else can be upgraded.
-    pub(super) fn client_config(self: &Arc<Self>) -> Result<ClientConfig, Error> {
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.roots.provider))
+    pub(super) fn client_config(self: &Arc<Self>, identity: Option<&Identity>) -> Result<ClientConfig, Error> {
+        let config = ClientConfig::builder_with_provider(Arc::clone(&self.roots.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::clone(self) as Arc<dyn ServerCertVerifier>)
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::clone(self) as Arc<dyn ServerCertVerifier>);
+        let mut config = match identity {
+            Some(Identity { chain, key }) => config.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            None => config.with_no_client_auth(),
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -121,6 +187,20 @@ mod tests {
 
     fn name(text: &str) -> ServerName<'static> {
         ServerName::try_from(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn certificates_and_keys_are_read_from_pem_and_what_does_not_fit_is_told() {
+        let make = || rcgen::generate_simple_self_signed(["client.test".to_owned()]).unwrap();
+        let (one, other) = (make(), make());
+        let (cert, key) = (one.cert.pem(), one.signing_key.serialize_pem());
+        assert_eq!(certificates(format!("{cert}{}", other.cert.pem()).as_bytes()).unwrap().len(), 2);
+        assert_eq!(certificates(key.as_bytes()), Err(PemError::NoCertificate));
+        let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(format!("{identity:?}"), "Identity(..)");
+        assert_eq!(Identity::from_pem(cert.as_bytes(), cert.as_bytes()).unwrap_err(), PemError::NoKey);
+        let crossed = Identity::from_pem(cert.as_bytes(), other.signing_key.serialize_pem().as_bytes()).unwrap_err();
+        assert!(matches!(crossed, PemError::Unusable(_)), "{crossed}");
     }
 
     #[test]

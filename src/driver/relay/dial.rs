@@ -17,7 +17,7 @@ use crate::{
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use std::{
     future::Future,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::pin,
     time::Duration,
 };
@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// a slow one goes on beside the next and still wins when it is there first.
 const NODE_LIMIT: Duration = Duration::from_millis(1_500);
 /// How long the first transport may take before the other one joins.
-const STALL: Duration = Duration::from_millis(1_500);
+pub(super) const STALL: Duration = Duration::from_millis(1_500);
 /// How long a measurement may take; the relay is no good as home then.
 const MEASURE_LIMIT: Duration = Duration::from_secs(3);
 /// Room for what follows the greeting.
@@ -128,19 +128,22 @@ async fn reach(http: &Http, node: &RelayNode, websocket_only: bool, before: Opti
 /// The time that a region's relay takes to answer a small request on a connection that stands.
 pub(super) async fn measure(http: &Http, region: &Region) -> Option<Duration> {
     let http = client(http, region.relays().next()?).ok()?;
+    let (latency, _) = timeout(MEASURE_LIMIT, time_answer(&http)).await.ok()??;
+    Some(latency)
+}
+
+/// The time that one relay takes to answer a small request on a connection that stands, and where that goes.
+pub(super) async fn time_answer(http: &Http) -> Option<(Duration, Option<SocketAddr>)> {
     let ask = async || http.call(Method::Get, "/derp/latency-check", None::<&()>).await.ok();
-    let both = async {
-        // The first request pays for the connection.
-        ask().await?;
-        let begin = crate::driver::clock::now();
-        ask().await?;
-        Some(crate::driver::clock::now() - begin)
-    };
-    timeout(MEASURE_LIMIT, both).await.ok()?
+    // The first request pays for the connection.
+    ask().await?;
+    let begin = crate::driver::clock::now();
+    let reply = ask().await?;
+    Some((crate::driver::clock::now() - begin, reply.address()))
 }
 
 /// The HTTP client for one node, with the addresses and the certificate that the map prescribes (`derp.md` §8).
-fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
+pub(super) fn client(http: &Http, node: &RelayNode) -> Result<Http, HttpError> {
     let scheme = if node.plain_http { "http" } else { "https" };
     let mut fixed: Vec<IpAddr> = Vec::new();
     if let HostIp::Fixed(ip) = node.ipv4 {
@@ -203,11 +206,11 @@ async fn race(
     }
 }
 
-async fn upgrade(http: &Http) -> Result<Dialed, HttpError> {
+pub(super) async fn upgrade(http: &Http) -> Result<Dialed, HttpError> {
     greeted(http, http.upgrade_derp("/derp").await?, Transport::Upgrade).await
 }
 
-async fn websocket(http: &Http) -> Result<Dialed, HttpError> {
+pub(super) async fn websocket(http: &Http) -> Result<Dialed, HttpError> {
     let socket = http.websocket("/derp", Some("derp")).await?;
     greeted(http, Box::new(ByteStream::new(socket)), Transport::WebSocket).await
 }

@@ -3,26 +3,28 @@
 //! The data loop holds a [`Link`] for every region its node wants open. When and whether to open one again is the
 //! node's decision; a link that is down stays down.
 
+mod check;
 mod conn;
 mod dial;
 mod lane;
 mod serve;
 mod standalone;
 
+pub use check::{RelayCheck, check};
 pub use dial::{DialError, Transport};
 pub use lane::{Bell, Incoming, LoopSide, State};
 pub use serve::RelayServer;
 
-use super::http::Http;
+use super::{clock, http::Http};
 use crate::{
-    base::{NodeSecret, RegionId, Rng},
+    base::{Instant, NodeSecret, RegionId, Rng},
     wire::derp::Region,
 };
 use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -47,6 +49,7 @@ struct Tally {
     failures: AtomicU64,
     upgrades: AtomicU64,
     websockets: AtomicU64,
+    first: OnceLock<(Instant, Duration)>,
 }
 
 /// What the relay connections did; a snapshot.
@@ -60,6 +63,8 @@ pub struct RelayCounters {
     pub upgrades: u64,
     /// Connections that stood in a WebSocket.
     pub websockets: u64,
+    /// When the first connection stood and how long it took.
+    pub first: Option<(Instant, Duration)>,
 }
 
 impl Relays {
@@ -92,8 +97,14 @@ impl Relays {
     #[must_use]
     pub fn counters(&self) -> RelayCounters {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let Tally { dials, failures, upgrades, websockets } = &*self.tally;
-        RelayCounters { dials: get(dials), failures: get(failures), upgrades: get(upgrades), websockets: get(websockets) }
+        let Tally { dials, failures, upgrades, websockets, first } = &*self.tally;
+        RelayCounters {
+            dials: get(dials),
+            failures: get(failures),
+            upgrades: get(upgrades),
+            websockets: get(websockets),
+            first: first.get().copied(),
+        }
     }
 
     /// Starts a connection to a region. It ends with the link.
@@ -112,6 +123,7 @@ impl Relays {
 
     async fn connect(self, id: RegionId, region: Region, rng: Rng, lane: lane::TaskSide) {
         self.tally.dials.fetch_add(1, Ordering::Relaxed);
+        let began = clock::now();
         let before = self.served.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
         let dialed = match dial::dial(&self.http, id, &region, self.websocket_only, before).await {
             Ok(dialed) => dialed,
@@ -126,6 +138,9 @@ impl Relays {
             Transport::WebSocket => &self.tally.websockets,
         };
         count.fetch_add(1, Ordering::Relaxed);
+        let now = clock::now();
+        // Later ones are of other regions or come after a break.
+        let _ = self.tally.first.set((now, now - began));
         self.served.lock().unwrap_or_else(PoisonError::into_inner).insert(id, dialed.transport);
         tracing::debug!(region = %id, transport = %dialed.transport.name(), "relay connected");
         let (why, lane) = conn::run(dialed.io, &dialed.first, self.secret.clone(), rng, lane).await;

@@ -111,6 +111,7 @@ pub struct RelayClient {
     server: Option<NodeKey>,
     preferred: bool,
     limit: Option<Bucket>,
+    info: Option<ServerInfo>,
     inbox: Inbox,
     out: Vec<u8>,
     opened: Instant,
@@ -129,12 +130,19 @@ impl RelayClient {
             server: None,
             preferred: false,
             limit: None,
+            info: None,
             inbox: Inbox::new(),
             out: Vec::new(),
             opened: now,
             last_frame: now,
             answer_by: None,
         }
+    }
+
+    /// What the server answered to the login; with it, others can reach us through it.
+    #[must_use]
+    pub const fn server_info(&self) -> Option<&ServerInfo> {
+        self.info.as_ref()
     }
 
     /// Whether packets can be sent.
@@ -261,6 +269,7 @@ impl RelayClient {
                     tokens: burst,
                     filled: now,
                 });
+                self.info = Some(info);
             }
             Frame::Ping(data) => {
                 if self.out.len() < MAX_OWN_OUTPUT {

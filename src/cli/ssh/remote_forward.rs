@@ -1,0 +1,271 @@
+//! `coder ssh -R`: connections to a port or socket of the workspace come out at a local one (`cli.md` §2.4).
+//!
+//! Data of a forwarded connection waits in a queue of its own, so that a local program that is slow does not hold the
+//! session up at once: russh gives window back on receipt and its client offers no way to hold it. From 16 MiB on the
+//! whole connection is slowed down, beyond [`MAX_WAITING`] the local program counts as stuck and its connection is closed.
+
+use crate::{agent::ssh::input::Input, cli::output};
+use anyhow::Context as _;
+use clap::Args;
+use russh::{
+    Channel, ChannelMsg, ChannelOpenFailure,
+    client::{ChannelOpenHandle, Handle, Handler, Msg},
+};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy},
+    net::{TcpStream, UnixStream},
+    sync::Semaphore,
+    time::timeout,
+};
+
+/// Forwarded connections at the same time.
+const MAX_CONNECTIONS: usize = 256;
+/// How long the local connection may take.
+const CONNECT: Duration = Duration::from_secs(30);
+/// Bytes above which the connection is slowed down.
+const SLOW_FROM: usize = 16 << 20;
+/// Bytes that one stuck local program may leave here.
+const MAX_WAITING: usize = 64 << 20;
+
+/// The flag.
+#[derive(Debug, Clone, Default, Args)]
+pub(in crate::cli) struct RemoteForwardArgs {
+    /// Bring connections from a port of the workspace here: REMOTE_PORT:LOCAL_ADDRESS:LOCAL_PORT, or
+    /// /REMOTE/SOCKET:/LOCAL/SOCKET; may be repeated
+    #[arg(short = 'R', long, env = "CODER_SSH_REMOTE_FORWARD", value_name = "PORT:ADDRESS:PORT", value_delimiter = ',', value_parser = parse)]
+    remote_forward: Vec<RemoteForward>,
+}
+
+impl RemoteForwardArgs {
+    pub(super) fn list(&self) -> &[RemoteForward] {
+        &self.remote_forward
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RemoteForward {
+    listens: Listens,
+    to: Local,
+}
+
+/// Where the agent listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Listens {
+    /// On this port of 127.0.0.1; 0 takes any.
+    Port(u32),
+    Socket(String),
+}
+
+/// Where connections come out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Local {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+fn parse(text: &str) -> Result<RemoteForward, String> {
+    let wrong = || "invalid format of remote-forward, expected: remote_port:local_address:local_port".to_owned();
+    if text.starts_with('/') {
+        // A colon in the first path would be read wrongly; no path of two has another reading.
+        let (remote, local) = text.split_once(":/").ok_or_else(wrong)?;
+        return Ok(RemoteForward { listens: Listens::Socket(remote.to_owned()), to: Local::Unix(format!("/{local}").into()) });
+    }
+    let (remote, rest) = text.split_once(':').ok_or_else(wrong)?;
+    let (address, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
+    let remote: u16 = remote.parse().map_err(|_| wrong())?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let address = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
+    if address.is_empty() || port == 0 {
+        return Err(wrong());
+    }
+    Ok(RemoteForward { listens: Listens::Port(remote.into()), to: Local::Tcp(address.to_owned(), port) })
+}
+
+/// The forwards of a session, for the connections that the agent announces.
+#[derive(Debug, Clone)]
+pub(super) struct Forwards {
+    open: Arc<Mutex<Vec<RemoteForward>>>,
+    slots: Arc<Semaphore>,
+}
+
+impl Default for Forwards {
+    fn default() -> Self {
+        Self { open: Arc::default(), slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+    }
+}
+
+impl Forwards {
+    /// Asks the agent to listen.
+    ///
+    /// # Errors
+    /// When it refuses one of them.
+    pub(super) async fn ask<H: Handler>(&self, connection: &Handle<H>, wanted: &[RemoteForward]) -> anyhow::Result<()> {
+        for forward in wanted {
+            // Known before the agent's answer: the first connection may follow it closely.
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).push(forward.clone());
+            match &forward.listens {
+                Listens::Port(port) => {
+                    let bound = connection.tcpip_forward("127.0.0.1", *port).await;
+                    let bound = bound
+                        .with_context(|| format!("the agent does not listen on port {port} for us: it is taken, or forbidden"))?;
+                    if *port == 0 {
+                        self.open
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(RemoteForward { listens: Listens::Port(bound), to: forward.to.clone() });
+                        output::note(&format!("Port {bound} of the workspace is forwarded here."));
+                    }
+                }
+                Listens::Socket(path) => {
+                    let asked = connection.streamlocal_forward(path.clone()).await;
+                    asked.with_context(|| format!("the agent does not listen on {path} for us: it is taken, or forbidden"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a connection to a port of the workspace with its local end. Returns at once.
+    pub(super) async fn join_port(&self, port: u32, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        self.join(&Listens::Port(port), channel, reply).await;
+    }
+
+    /// The same for a socket.
+    pub(super) async fn join_socket(&self, path: &str, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        self.join(&Listens::Socket(path.to_owned()), channel, reply).await;
+    }
+
+    async fn join(&self, listens: &Listens, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        let to = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.iter().find(|f| f.listens == *listens).map(|f| f.to.clone())
+        };
+        // Nobody asked for it.
+        let Some(to) = to else { return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await };
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        };
+        tokio::spawn(async move {
+            let _slot = slot;
+            match to.connect().await {
+                Ok(socket) => {
+                    reply.accept().await;
+                    socket.carry(channel).await;
+                }
+                Err(error) => {
+                    tracing::warn!(?to, %error, "a forwarded connection has no local end");
+                    reply.reject(ChannelOpenFailure::ConnectFailed).await;
+                }
+            }
+        });
+    }
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Local {
+    async fn connect(&self) -> io::Result<Socket> {
+        let connect = async {
+            match self {
+                Self::Tcp(address, port) => {
+                    let stream = TcpStream::connect((address.as_str(), *port)).await?;
+                    stream.set_nodelay(true)?;
+                    Ok(Socket::Tcp(stream))
+                }
+                Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            }
+        };
+        timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+}
+
+impl Socket {
+    async fn carry(self, channel: Channel<Msg>) {
+        match self {
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.into_split();
+                carry(channel, reader, writer).await;
+            }
+            Self::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                carry(channel, reader, writer).await;
+            }
+        }
+    }
+}
+
+/// Carries bytes until both directions have ended, each by itself.
+async fn carry(channel: Channel<Msg>, mut reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin) {
+    let (mut incoming, outgoing) = channel.split();
+    let input = Input::default();
+    let take = async {
+        loop {
+            match incoming.wait().await {
+                Some(ChannelMsg::Data { data }) => {
+                    let waits = input.push(&data);
+                    if waits > MAX_WAITING {
+                        tracing::warn!("a local program does not read what is forwarded to it; its connection is closed");
+                        return;
+                    }
+                    if waits > SLOW_FROM {
+                        input.wait_for_room().await;
+                    }
+                }
+                Some(ChannelMsg::Eof) => input.finish(),
+                Some(ChannelMsg::Close) | None => {
+                    input.finish();
+                    // What came is still delivered; the other direction has nobody to go to.
+                    return std::future::pending().await;
+                }
+                Some(_) => {}
+            }
+        }
+    };
+    let up = async {
+        while let Some(data) = input.next().await {
+            if writer.write_all(&data).await.is_err() {
+                return input.discard();
+            }
+        }
+        let _ = writer.shutdown().await;
+    };
+    let down = async {
+        let mut to_agent = outgoing.make_writer();
+        let _ = copy(&mut reader, &mut to_agent).await;
+        let _ = to_agent.flush().await;
+        let _ = outgoing.eof().await;
+    };
+    tokio::select! {
+        () = take => {}
+        _ = async { tokio::join!(up, down) } => {}
+    }
+    let _ = outgoing.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwards_are_read_as_the_go_command_line_reads_them() {
+        let tcp = |port, address: &str, to| RemoteForward { listens: Listens::Port(port), to: Local::Tcp(address.into(), to) };
+        assert_eq!(parse("8080:localhost:3000"), Ok(tcp(8080, "localhost", 3000)));
+        assert_eq!(parse("0:127.0.0.1:22"), Ok(tcp(0, "127.0.0.1", 22)));
+        assert_eq!(parse("8080:[::1]:3000"), Ok(tcp(8080, "::1", 3000)));
+        let unix = RemoteForward { listens: Listens::Socket("/run/a.sock".into()), to: Local::Unix("/tmp/b.sock".into()) };
+        assert_eq!(parse("/run/a.sock:/tmp/b.sock"), Ok(unix));
+        for bad in ["", "8080", "8080:3000", "8080::3000", "x:localhost:3000", "70000:a:1", "1:a:0", "1:a:x", "/a", "/a:b"] {
+            assert!(parse(bad).unwrap_err().contains("remote_port:local_address:local_port"), "{bad}");
+        }
+    }
+}

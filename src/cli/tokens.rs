@@ -1,0 +1,252 @@
+//! `coder tokens`: long-lived tokens for scripts (`cli.md` §2.16).
+
+use super::{
+    args::{Global, Output, go_bool, go_duration},
+    deployment::{Deployment, explain},
+    go_time::go_text,
+    output,
+};
+use crate::client::{ApiKey, TokenRequest};
+use anyhow::{Context as _, anyhow, bail};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
+use serde_json::Value;
+use std::time::Duration;
+
+/// The columns by the names that `--column` takes; in capitals they are the table's heads.
+const COLUMNS: [&str; 8] = ["id", "name", "scopes", "allow list", "last used", "expires at", "created at", "owner"];
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Flags of `coder tokens`.
+#[derive(Debug, Args)]
+pub(super) struct Tokens {
+    #[command(subcommand)]
+    pub(super) command: TokensCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TokensCommand {
+    /// Make a token and print it once
+    #[command(alias = "new")]
+    Create(Create),
+    /// List tokens
+    #[command(alias = "ls")]
+    List(List),
+    /// Show one token, but not its secret
+    View(View),
+    /// Delete a token
+    #[command(aliases = ["delete", "rm"])]
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// How long it lives: 12h, 7d, 1y; by default as long as the server allows
+    #[arg(long, env = "CODER_TOKEN_LIFETIME", value_name = "DURATION", value_parser = life)]
+    lifetime: Option<Duration>,
+    /// Name of the token
+    #[arg(short, long, env = "CODER_TOKEN_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
+    name: String,
+    /// Whose token it is; only the first user may make others'
+    #[arg(short, long, env = "CODER_TOKEN_USER", value_name = "USER", default_value = "me", hide_default_value = true)]
+    user: String,
+    /// What it may do, such as coder:workspaces.access; may be repeated
+    #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
+    scope: Vec<String>,
+    /// A resource that it is for, as TYPE:UUID; may be repeated
+    #[arg(long, value_name = "TYPE:UUID", value_delimiter = ',')]
+    allow: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Everybody's tokens
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    all: bool,
+    /// Also tokens that have ended
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    include_expired: bool,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct View {
+    /// Name or id of the token
+    #[arg(id = "wanted", value_name = "TOKEN")]
+    token: String,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// Name or id of the token, or the token itself
+    #[arg(id = "wanted", value_name = "TOKEN")]
+    token: String,
+    /// Nothing but deletion is done to a token here
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool)]
+    delete: bool,
+}
+
+/// How tokens are shown.
+#[derive(Debug, Args)]
+struct Shown {
+    /// Columns of the table
+    #[arg(short, long, value_name = "COLUMNS", value_delimiter = ',', ignore_case = true, value_parser = PossibleValuesParser::new(COLUMNS))]
+    column: Vec<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// A Go duration that also knows days and years: `7d`, `1y`, `1d12h`.
+fn life(text: &str) -> Result<Duration, String> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    for (unit, length) in [('y', YEAR), ('d', DAY)] {
+        let Some((number, tail)) = rest.split_once(unit) else { continue };
+        let number: u32 = number.parse().map_err(|_| format!("invalid duration {text:?}"))?;
+        total = length.checked_mul(number).and_then(|t| total.checked_add(t)).ok_or_else(|| format!("{text:?} is too long"))?;
+        rest = tail;
+    }
+    let rest = if rest.is_empty() && !total.is_zero() { Duration::ZERO } else { go_duration(rest)? };
+    total.checked_add(rest).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+pub(super) async fn run(global: &Global, command: &TokensCommand) -> anyhow::Result<u8> {
+    let deployment = Deployment::open(global).await?;
+    match command {
+        TokensCommand::Create(args) => create(&deployment, args).await,
+        TokensCommand::List(args) => list(&deployment, args).await,
+        TokensCommand::View(args) => {
+            let found = deployment.client.token(&args.token).await.map_err(explain)?;
+            show(&[found], &args.shown, &COLUMNS, false)
+        }
+        TokensCommand::Remove(args) => remove(&deployment, args).await,
+    }
+}
+
+async fn create(deployment: &Deployment, args: &Create) -> anyhow::Result<u8> {
+    let client = &deployment.client;
+    let longest = client.longest_token_life(&args.user).await.map_err(explain)?;
+    let lifetime = args.lifetime.unwrap_or(longest);
+    if lifetime > longest {
+        bail!("lifetime ({}) is greater than the maximum allowed lifetime ({})", go_text(lifetime), go_text(longest));
+    }
+    let request = TokenRequest { lifetime, name: args.name.clone(), scopes: args.scope.clone(), allow_list: args.allow.clone() };
+    let token = client.create_token(&args.user, &request).await.map_err(explain).context("no token was made")?;
+    output::line(token.expose())?;
+    Ok(0)
+}
+
+async fn list(deployment: &Deployment, args: &List) -> anyhow::Result<u8> {
+    let found = deployment.client.tokens(args.all, args.include_expired).await.map_err(explain)?;
+    if found.is_empty() && args.shown.output == Output::Text {
+        output::note("You have no tokens. Make one with 'coder tokens create'.");
+        return Ok(0);
+    }
+    let columns = if args.all { &COLUMNS[..] } else { &COLUMNS[..7] };
+    show(&found, &args.shown, columns, true)
+}
+
+/// Prints tokens in the columns that were asked for, or in the usual ones.
+fn show(found: &[Value], shown: &Shown, usual: &[&str], is_list: bool) -> anyhow::Result<u8> {
+    if shown.output == Output::Json {
+        let json = match found {
+            [one] if !is_list => serde_json::to_string_pretty(one)?,
+            all => serde_json::to_string_pretty(all)?,
+        };
+        output::line(&json)?;
+        return Ok(0);
+    }
+    output::line(&table(found, &shown.column, usual)?)?;
+    Ok(0)
+}
+
+fn table(found: &[Value], chosen: &[String], usual: &[&str]) -> anyhow::Result<String> {
+    let chosen: Vec<String> = chosen.iter().map(|c| c.to_ascii_lowercase()).collect();
+    let columns: Vec<&str> = if chosen.is_empty() { usual.to_vec() } else { chosen.iter().map(String::as_str).collect() };
+    let heads: Vec<String> = columns.iter().map(|c| c.to_uppercase()).collect();
+    let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    let mut rows = Vec::new();
+    for key in found {
+        let key: ApiKey = serde_json::from_value(key.clone()).context("the server's answer about a token cannot be read")?;
+        rows.push(columns.iter().map(|column| cell(&key, column)).collect());
+    }
+    Ok(output::table(&heads, &rows))
+}
+
+fn cell(key: &ApiKey, column: &str) -> String {
+    match column {
+        "id" => key.id.clone(),
+        "name" => key.token_name.clone(),
+        "scopes" => key.scopes.as_ref().map_or_else(|| key.scope.clone(), |scopes| scopes.join(", ")),
+        "allow list" => {
+            let one = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            key.allow_list.iter().flatten().map(one).collect::<Vec<_>>().join(", ")
+        }
+        "last used" => to_the_second(&key.last_used),
+        "expires at" => to_the_second(&key.expires_at),
+        "created at" => to_the_second(&key.created_at),
+        _ => key.username.clone(),
+    }
+}
+
+/// A time without its fraction.
+fn to_the_second(time: &str) -> String {
+    let whole = |t: jiff::Timestamp| jiff::Timestamp::from_second(t.as_second()).ok();
+    time.parse().ok().and_then(whole).map_or_else(|| time.to_owned(), |t| t.to_string())
+}
+
+async fn remove(deployment: &Deployment, args: &Remove) -> anyhow::Result<u8> {
+    // Whoever pastes the whole token means the one with its id.
+    let (name, secret) = args.token.split_once('-').unwrap_or((&args.token, ""));
+    let is_token = name.len() == 10 && secret.len() == 22 && secret.chars().all(|c| c.is_ascii_alphanumeric());
+    let wanted = if is_token { name } else { &args.token };
+    let found = deployment.client.token(wanted).await.map_err(explain);
+    // The secret part must not show, should the server quote what it was asked for.
+    let found = found.map_err(|e| if is_token { anyhow!("there is no such token of yours") } else { e })?;
+    let id = found["id"].as_str().context("the server's answer about a token cannot be read")?;
+    deployment.client.delete_token(id).await.map_err(explain)?;
+    output::line("Token has been deleted.")?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stdout(vector: &str) -> String {
+        let lines = vector.lines().skip_while(|l| *l != "## stdout").skip(1);
+        lines.take_while(|l| *l != "## stderr").collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_life_may_be_given_in_days_and_years() {
+        for (text, seconds) in [("1d", 86_400), ("1y", 31_536_000), ("1y2d", 31_708_800), ("1d12h", 129_600), ("90m", 5_400)] {
+            assert_eq!(life(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "5", "d", "xd", "1d5", "-1d", "1.5d", "99999999999999999999d", "5000000000y"] {
+            assert!(life(bad).is_err(), "{bad}");
+        }
+        assert_eq!(go_text(YEAR), "8760h0m0s");
+    }
+
+    #[test]
+    fn the_table_is_that_of_the_go_command_line() {
+        let mut keys: Vec<Value> =
+            serde_json::from_str(&stdout(include_str!("../../tests/vectors/cli/tokens_list_json.txt"))).unwrap();
+        // The Go server gives them in another order for the table.
+        keys.reverse();
+        let want = stdout(include_str!("../../tests/vectors/cli/tokens_list.txt"));
+        assert_eq!(table(&keys, &[], &COLUMNS[..7]).unwrap(), want);
+        let want = stdout(include_str!("../../tests/vectors/cli/tokens_view.txt"));
+        assert_eq!(table(&keys[..1], &[], &COLUMNS).unwrap(), want);
+        let some = table(&keys[..1], &["NAME".to_owned(), "Id".to_owned()], &COLUMNS).unwrap();
+        assert!(some.starts_with("NAME  ID  "), "{some}");
+    }
+}

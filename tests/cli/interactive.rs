@@ -1,0 +1,133 @@
+//! A person in a session: keys that are for us, a connection that falls silent, and how long connecting took.
+
+use crate::{
+    Lab,
+    harness::{
+        process::{LIMIT, Process, gone_within, pidfd, run, text},
+        terminal::Terminal,
+    },
+};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+/// How soon a session that is left has to be gone.
+const SOON: Duration = Duration::from_secs(3);
+
+/// A shell at a terminal, ready for a line.
+fn shell(lab: &Lab) -> Terminal {
+    let mut shell = Terminal::start(lab.server.coder(&["ssh", "dev"]));
+    shell.type_in("PS1='$ ' exec sh\n");
+    shell.wait_for("$ ");
+    shell.type_in("echo rea''dy\n");
+    shell.wait_for("ready");
+    shell
+}
+
+#[test]
+fn a_tilde_at_the_beginning_of_a_line_leaves_explains_or_is_typed() {
+    let lab = Lab::new();
+    let mut shell = shell(&lab);
+    shell.type_in("~?");
+    shell.wait_for("~.  leave the session");
+    shell.type_in("~~\x15echo a~.b\n");
+    shell.wait_for("a~.b");
+    shell.type_in("sleep 1000\n~.");
+    let began = Instant::now();
+    assert_eq!(shell.wait(SOON).code(), Some(255));
+    println!("left after {:?}", began.elapsed());
+    assert!(shell.is_restored(), "the terminal's modes are not as before");
+    // Without a terminal these are bytes like others.
+    let out = run(lab.server.coder(&["ssh", "dev", "--", "cat"]), b"~.\n~?\n");
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "~.\n~?\n".to_owned()));
+}
+
+#[test]
+fn a_silent_connection_is_told_so_is_its_return_and_ctrl_c_twice_leaves_it() {
+    let lab = Lab::new();
+    let mut shell = shell(&lab);
+    lab.agent.signal(Signal::STOP);
+    let began = Instant::now();
+    shell.wait_for("has been silent for 1");
+    println!("told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());
+    lab.agent.signal(Signal::CONT);
+    shell.wait_for("answers again after");
+    shell.type_in("echo he''re\n");
+    shell.wait_for("here");
+    // One Ctrl-C is the session's as long as it answers.
+    shell.type_in("sleep 1000\n\x03");
+    // What is typed before the signal has done its work may be thrown away with the line.
+    shell.wait_for("^C");
+    shell.wait_for("$ ");
+    shell.type_in("echo st''ill\n");
+    shell.wait_for("still");
+    lab.agent.signal(Signal::STOP);
+    shell.wait_for("has been silent for 1");
+    shell.type_in("\x03\x03");
+    assert_eq!(shell.wait(SOON).code(), Some(255));
+    assert!(shell.is_restored());
+    lab.agent.signal(Signal::CONT);
+}
+
+#[test]
+fn a_second_interrupt_ends_a_command_whose_agent_does_not_answer() {
+    let lab = Lab::new();
+    let mut command = Process::start("coder ssh", lab.server.coder(&["ssh", "dev", "--", "echo up; exec sleep 1000"]));
+    command.wait_for("up");
+    lab.agent.signal(Signal::STOP);
+    let process = pidfd(command.pid());
+    command.signal(Signal::INT);
+    // The first may be enough.
+    if !gone_within(&process, Duration::from_millis(200)) {
+        command.signal(Signal::INT);
+    }
+    assert_eq!(command.wait(SOON).code(), Some(130));
+    lab.agent.signal(Signal::CONT);
+}
+
+#[test]
+fn a_terminal_can_be_demanded_for_everything() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["--force-tty", "ssh", "dev", "--", "tty"]), b"");
+    assert!(out.status.success() && text(&out.stdout).starts_with("/dev/pts/"), "{}", text(&out.stdout));
+    let mut command = lab.server.coder(&["ssh", "-e", "GREETING=hello,NAME=you", "dev", "--", "tty; echo $GREETING $NAME"]);
+    command.env("CODER_FORCE_TTY", "true");
+    let out = run(command, b"");
+    assert!(text(&out.stdout).contains("/dev/pts/") && text(&out.stdout).contains("hello you"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn each_stage_of_connecting_is_told_with_its_time() {
+    let lab = Lab::new();
+    let url = lab.server.url.replace("127.0.0.1", "localhost");
+    for (args, stages) in [
+        (
+            &["-v", "ssh", "dev", "--", "echo out"][..],
+            &["resolve", "api", "coordinator", "relay", "first packet", "ssh handshake", "first byte"][..],
+        ),
+        (&["-v", "ssh", "--stdio", "dev"], &["resolve", "api", "coordinator", "relay", "first packet", "first byte"]),
+    ] {
+        let mut command = lab.server.coder(args);
+        command.env("CODER_URL", &url);
+        let mut process = Process::start_with_output("coder ssh -v", command);
+        let last = process.wait_for("stage=\"first byte\"");
+        process.close_stdin();
+        process.wait(LIMIT);
+        let said = process.drain().join("\n");
+        let of = |stage: &str| {
+            let name = format!("stage=\"{stage}\"");
+            let line = said.lines().find(|l| l.contains("timeline") && l.contains(&name));
+            line.unwrap_or_else(|| panic!("no {stage}: {said}")).to_owned()
+        };
+        for stage in stages {
+            let line = of(stage);
+            println!("{}", line.split("cli::").last().unwrap());
+            let time = |name: &str| -> f64 {
+                let value = line.split(name).nth(1).unwrap().split("ms").next().unwrap();
+                value.parse().unwrap()
+            };
+            assert!(time("took=") <= time("at=") + 0.1, "{line}");
+        }
+        assert!(last.contains("took="), "{last}");
+    }
+}
