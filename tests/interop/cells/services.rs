@@ -1,7 +1,7 @@
 //! What a cell shows beside shell and bulk: files, forwards of both kinds, the report of the network, a terminal that is come
 //! back to, the file for editors.
 
-use super::{Session, Way, succeeded};
+use super::{Session, Side, Way, succeeded};
 use crate::{
     harness::{LIMIT, Process, noise, run_within, text, until_within},
     table::step,
@@ -62,11 +62,11 @@ impl Session {
         let (echo, local, remote) = (echo()?, free_port()?, free_port()?);
         let there = format!("{local}:127.0.0.1:{echo}");
         let back = format!("{remote}:127.0.0.1:{echo}");
-        let flags = ["-v", "-N", "-o", "ExitOnForwardFailure=yes", "-L", &there, "-R", &back, self.workspace()];
+        let flags = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", &there, "-R", &back, self.workspace()];
         let mut ssh = Process::start("ssh -N", self.openssh("ssh", &[], &flags));
         // Both of them are there once a connection gets through each.
         for port in [local, remote] {
-            exchange(port, &mut ssh)?;
+            exchange(port, self.agent_side == Side::Ours, &mut ssh)?;
         }
         Ok(())
     }
@@ -78,7 +78,7 @@ impl Session {
         let mut forward =
             Process::start("port-forward", self.cli(&["port-forward", self.workspace(), "--tcp", &tcp, "--udp", &udp]));
         forward.wait_for("Ready!");
-        exchange(local_tcp, &mut forward)?;
+        exchange(local_tcp, self.agent_side == Side::Ours && self.cli == Side::Ours, &mut forward)?;
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.set_read_timeout(Some(LIMIT / 60))?;
         let sent = noise(DATAGRAM, 9);
@@ -137,8 +137,9 @@ impl Session {
     }
 }
 
-/// Bytes there and back through a forwarded port, the end of each direction too.
-fn exchange(port: u16, by: &mut Process) -> anyhow::Result<()> {
+/// Bytes there and back through a forwarded port; with `halves` the end of each direction too. Where Go's programs carry
+/// them, the end of one direction ends the other.
+fn exchange(port: u16, halves: bool, by: &mut Process) -> anyhow::Result<()> {
     let mut stream = None;
     until_within(LIMIT, || {
         stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok();
@@ -149,10 +150,16 @@ fn exchange(port: u16, by: &mut Process) -> anyhow::Result<()> {
     let sent = noise(SIZE, 10);
     let writer = {
         let (mut stream, sent) = (stream.try_clone()?, sent.clone());
-        thread::spawn(move || stream.write_all(&sent).and_then(|()| stream.shutdown(Shutdown::Write)))
+        thread::spawn(move || {
+            stream.write_all(&sent)?;
+            if halves { stream.shutdown(Shutdown::Write) } else { Ok(()) }
+        })
     };
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got)?;
+    let mut got = vec![0; SIZE];
+    stream.read_exact(&mut got).with_context(|| format!("not all of {SIZE} bytes came back: {:?}", by.drain()))?;
+    if halves {
+        stream.read_to_end(&mut got)?;
+    }
     ensure!(got == sent, "{} of {SIZE} bytes came back, or other ones: {:?}", got.len(), by.drain());
     writer.join().ok().context("the writer failed")??;
     Ok(())
