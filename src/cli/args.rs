@@ -3,6 +3,7 @@
 use super::{
     agent::Agent,
     config_ssh::ConfigSsh,
+    debug_options,
     deployment::TlsFlags,
     ignored::Ignored,
     life,
@@ -29,6 +30,12 @@ pub(super) struct Cli {
     version: Option<bool>,
     #[command(flatten)]
     pub(super) global: Global,
+    /// Show where each option's value comes from, and do nothing
+    #[arg(long, global = true)]
+    debug_options: bool,
+    /// What that shows, if it is asked for
+    #[arg(skip)]
+    pub(super) sources: Option<String>,
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -37,7 +44,9 @@ pub(super) struct Cli {
 pub(super) fn parse() -> Result<Cli, clap::Error> {
     let mut command = without_empty_variables(Cli::command());
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    cli.sources = cli.debug_options.then(|| debug_options::table(&command, &matches));
+    Ok(cli)
 }
 
 fn without_empty_variables(command: clap::Command) -> clap::Command {

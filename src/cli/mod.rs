@@ -7,6 +7,7 @@ mod config;
 mod config_ssh;
 mod connect;
 mod create;
+mod debug_options;
 mod deployment;
 mod go_time;
 mod ignored;
@@ -54,6 +55,9 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(sources) = &cli.sources {
+        return output::raw(sources).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
         // Whoever read our output has enough of it.

@@ -210,7 +210,7 @@ async fn remove(deployment: &Deployment, args: &Remove) -> anyhow::Result<u8> {
     let found = deployment.client.token(wanted).await.map_err(explain);
     // The secret part must not show, should the server quote what it was asked for.
     let found = found.map_err(|e| if is_token { anyhow!("there is no such token of yours") } else { e })?;
-    let id = found["id"].as_str().context("the server's answer about a token cannot be read")?;
+    let id = found.get("id").and_then(Value::as_str).context("the server's answer about a token cannot be read")?;
     deployment.client.delete_token(id).await.map_err(explain)?;
     output::line("Token has been deleted.")?;
     Ok(0)

@@ -87,6 +87,9 @@ fn head(stream: &mut TcpStream) -> Option<String> {
 
 /// Copies until one side ends. `pass` may stop what comes from the client.
 fn splice(client: TcpStream, server: TcpStream, pass: impl Fn(&[u8]) -> bool) {
+    for stream in [&client, &server] {
+        stream.set_nodelay(true).unwrap();
+    }
     let (mut from_server, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
     let back = thread::spawn(move || {
         let _ = std::io::copy(&mut from_server, &mut to_client);

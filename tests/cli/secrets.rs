@@ -88,6 +88,10 @@ fn no_output_holds_a_secret() {
         &["ssh", "-v", "nope", "--", "true"],
         &["ping", "-v", "dev", "-n", "1"],
         &["list", "-v"],
+        &["whoami", "-v"],
+        &["show", "-v", "dev"],
+        &["tokens", "list", "-v"],
+        &["netcheck", "-v"],
         &["list", "-v", "--nope"],
         &["login", "-v"],
     ] {

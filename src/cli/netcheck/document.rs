@@ -158,9 +158,10 @@ fn derp(map: &RelayMap, nodes: &[(RegionId, Node)], own: Result<&Report, String>
     let json = map.to_json();
     let mut regions: BTreeMap<String, RegionReport> = BTreeMap::new();
     for id in map.regions.keys() {
-        let region = json["Regions"][id.to_string()].clone();
+        let region = json.pointer(&format!("/Regions/{id}")).cloned().unwrap_or_default();
         let of_region = nodes.iter().filter(|(of, _)| of == id).enumerate();
-        let node_reports: Vec<_> = of_region.map(|(at, (_, node))| node_report(node, &region["Nodes"][at])).collect();
+        let node_reports: Vec<_> =
+            of_region.map(|(at, (_, node))| node_report(node, region.pointer(&format!("/Nodes/{at}")))).collect();
         let (severity, warnings) = judge::region(&node_reports);
         let healthy = severity != Severity::Error;
         regions.insert(id.to_string(), RegionReport { healthy, severity, warnings, region, node_reports });
@@ -172,7 +173,7 @@ fn derp(map: &RelayMap, nodes: &[(RegionId, Node)], own: Result<&Report, String>
     Derp { severity, warnings, dismissed: false, healthy, regions, netcheck, netcheck_err: own.err(), netcheck_logs }
 }
 
-fn node_report(found: &Node, json: &Value) -> NodeReport {
+fn node_report(found: &Node, json: Option<&Value>) -> NodeReport {
     let relay = found.relay.as_ref();
     let round_trip = relay.and_then(|r| r.round_trip);
     let stun = Stun {
@@ -186,7 +187,7 @@ fn node_report(found: &Node, json: &Value) -> NodeReport {
         severity: Severity::Ok,
         warnings: Vec::new(),
         error: found.late.then(|| "the time for this node was over before it had answered".to_owned()),
-        node: json.clone(),
+        node: json.cloned().unwrap_or_default(),
         node_info: NodeInfo {
             token_bucket_bytes_per_second: relay.map_or(0, |r| r.info.bytes_per_second),
             token_bucket_bytes_burst: relay.map_or(0, |r| r.info.bytes_burst),

@@ -25,8 +25,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 
-/// How long one node may be looked at.
-const NODE_LIMIT: Duration = Duration::from_secs(25);
+/// How long the server may take to give the relay map, and how long one node may be looked at: together below the 30 s
+/// that callers wait.
+const MAP_LIMIT: Duration = Duration::from_secs(8);
+const NODE_LIMIT: Duration = Duration::from_secs(20);
 /// How long the check of our own node may take; by itself it ends after 3 s.
 const OWN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -58,20 +60,22 @@ pub(super) struct Node {
 
 /// Looks at everything there is to look at.
 async fn check(deployment: &Deployment) -> anyhow::Result<Document> {
-    let connection = deployment.client.connection().await.map_err(explain)?;
+    let connection = timeout(MAP_LIMIT, deployment.client.connection()).await;
+    let connection = connection.with_context(|| format!("{} did not answer within {} s", deployment.url, MAP_LIMIT.as_secs()))?;
+    let connection = connection.map_err(explain)?;
     let http = deployment.client.http();
     let mut map = connection.derp_map;
     let (host, port, plain) = http.endpoint();
     map.rewrite_embedded(&host, port, plain);
     let every_node = map.regions.iter().flat_map(|(id, region)| region.nodes.iter().map(|node| (*id, node)));
-    let nodes = join_all(every_node.map(|(id, node)| async move { (id, look_at(deployment, node).await) }));
+    let nodes = join_all(every_node.map(|(id, node)| async move { (id, Box::pin(look_at(deployment, node)).await) }));
     let (nodes, own, ipv6) = tokio::join!(nodes, own_report(deployment, &map), stun::has_ipv6());
     Ok(Document::new(&map, &nodes, own.as_ref().map(|report| &**report).map_err(|e| format!("{e:#}")), ipv6, &interfaces::list()))
 }
 
 async fn look_at(deployment: &Deployment, node: &RelayNode) -> Node {
     let relay = async { if node.stun_only { None } else { Some(relay::check(deployment.client.http(), node).await) } };
-    let found = timeout(NODE_LIMIT, async { tokio::join!(relay, stun::check(node)) }).await;
+    let found = timeout(NODE_LIMIT, Box::pin(async { tokio::join!(relay, stun::check(node)) })).await;
     let late = found.is_err();
     let (relay, stun) = found.unwrap_or_else(|_| {
         let relay = (!node.stun_only).then(RelayCheck::default);

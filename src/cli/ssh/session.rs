@@ -379,11 +379,13 @@ async fn pass_input(
         std::future::pending().await
     };
     let resize = async {
-        while has_terminal {
+        if !has_terminal {
+            return std::future::pending().await;
+        }
+        loop {
             let size = next_size(&mut resizes).await;
             let _ = channel.window_change(size.columns, size.rows, 0, 0).await;
         }
-        std::future::pending().await
     };
     tokio::select! {
         left = read => left,
