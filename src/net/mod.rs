@@ -20,8 +20,10 @@
 //! a thread of its own with [`Tailnet::start_on_thread`].
 
 mod datagram;
+#[cfg(any(test, feature = "agent"))]
 pub(crate) mod datagram_flows;
 mod error;
+#[cfg(any(test, feature = "cli"))]
 pub(crate) mod forward;
 mod listener;
 pub mod speedtest;
