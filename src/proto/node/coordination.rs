@@ -64,7 +64,8 @@ impl Node {
         self.settle(now);
     }
 
-    /// The control connection is gone. Tunnels go on; peers that are not announced again end in a quarter of an hour.
+    /// The control connection is gone. Tunnels go on; what becomes of peers that are not announced again: `lost`. One that
+    /// is killed meanwhile looks like one that sleeps, and is kept as long.
     pub fn handle_coordinator_lost(&mut self, now: Instant) {
         self.peers.handle_all_lost(now);
     }

@@ -62,6 +62,13 @@ impl Lost {
         Self { since: now, check: now + wait, stage }
     }
 
+    /// The coordinator adds that its end closed its connection.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if self.stage == Stage::Waits {
+            *self = Self { since: self.since, ..Self::new(now, true) };
+        }
+    }
+
     /// Looks at it when `check` has come.
     pub(super) fn judge(&mut self, now: Instant, signs: Signs) -> Verdict {
         let stage = std::mem::replace(&mut self.stage, Stage::Waits);

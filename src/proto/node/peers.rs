@@ -262,7 +262,14 @@ impl Peers {
     /// The coordinator has lost it, and says whether its connection was closed. Returns whether that is news.
     pub(super) fn handle_lost(&mut self, now: Instant, id: Uuid, closed: bool) -> bool {
         let Some(ix) = self.by_id(id) else { return false };
-        let Some(peer) = self.slots.get_mut(&ix).filter(|peer| peer.lost.is_none()) else { return false };
+        let Some(peer) = self.slots.get_mut(&ix) else { return false };
+        if let Some(lost) = &mut peer.lost {
+            if closed {
+                lost.doubt(now);
+                self.schedule(ix);
+            }
+            return false;
+        }
         peer.lost = Some(Lost::new(now, closed));
         self.schedule(ix);
         // The next process under this id speaks for itself.
@@ -488,7 +495,7 @@ mod tests {
         let mut peers = Peers::default();
         peers.handle_node(secs(0), ID, facts(1));
         assert!(peers.handle_lost(secs(10), ID, false));
-        assert!(!peers.handle_lost(secs(11), ID, true), "it is known already");
+        assert!(!peers.handle_lost(secs(11), ID, false), "it is known already");
         let mut changes = Vec::new();
         let signs = |_| Signs { alive: Some(secs(600)), ..NO_SIGNS };
         peers.handle_timeout(secs(910), signs, &mut changes);
@@ -497,6 +504,21 @@ mod tests {
         peers.handle_timeout(secs(1_500), signs, &mut changes);
         assert!(matches!(changes[..], [(ID, Change::Remove(_, _, Gone::Lost))]));
         assert!(peers.is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_is_lost_already_is_doubted_once_its_connection_was_closed() {
+        let mut peers = Peers::default();
+        peers.handle_node(secs(0), ID, facts(1));
+        peers.handle_all_lost(secs(10));
+        assert!(!peers.handle_lost(secs(20), ID, true));
+        let signs = |_| Signs { alive: Some(secs(9)), busy: true, patient: true };
+        let mut changes = Vec::new();
+        peers.handle_timeout(secs(23), signs, &mut changes);
+        assert!(matches!(changes[..], [(ID, Change::Ask(_))]));
+        peers.handle_lost(secs(30), ID, true);
+        peers.handle_timeout(secs(53), signs, &mut changes);
+        assert!(matches!(changes[1..], [(ID, Change::Remove(_, _, Gone::Lost))]), "who was asked is not asked anew");
     }
 
     #[test]
