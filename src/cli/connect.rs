@@ -12,7 +12,7 @@ use super::{
     watch::{Fate, Watch},
 };
 use crate::{
-    base::{Instant, RegionId, agent_addresses},
+    base::{RegionId, agent_addresses},
     client::Client,
     driver::{
         clock,
@@ -181,13 +181,13 @@ impl Tunnel {
         }
     }
 
-    /// The first byte has come: writes how long each stage took (`-v`).
-    pub(super) async fn log_timeline(&self, http: &Http, since: Instant) {
-        self.timeline.ended("first byte", since);
+    /// Writes how long each stage took (`-v`), once the first byte has come. Cancel safe: who broke it off may call again.
+    pub(super) async fn log_timeline(&self, http: &Http) {
+        let relay = self.tailnet.counters().await.map(|counters| counters.relays.first);
         if let Some((end, took)) = http.first_lookup() {
             self.timeline.took("resolve", end, took);
         }
-        if let Ok(Some((end, took))) = self.tailnet.counters().await.map(|counters| counters.relays.first) {
+        if let Ok(Some((end, took))) = relay {
             self.timeline.took("relay", end, took);
         }
         self.timeline.log();

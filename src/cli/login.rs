@@ -194,8 +194,8 @@ fn ask(question: &str) -> anyhow::Result<String> {
 
 /// Asks at the terminal without showing what is typed.
 async fn hidden(question: &'static str) -> anyhow::Result<Zeroizing<String>> {
-    // The prompt turns the echo off; whoever breaks it off wants it back.
-    let _modes = KeptModes::keep()?;
+    // Before the prompt is shown: who pastes at once is quicker than whatever comes behind it.
+    let _modes = KeptModes::without_echo()?;
     let mut signals = EndSignals::open().context("cannot handle signals")?;
     let prompt = tokio::task::spawn_blocking(move || rpassword::prompt_password(question));
     tokio::select! {
@@ -210,6 +210,8 @@ async fn paste(anonymous: &Client, url: &str) -> anyhow::Result<(Token, User)> {
     output::line(&format!("Open the following in your browser:\n\n\t{page}\n"))?;
     output::note("(A deployment without web pages has none there: whoever runs it gives you a token.)");
     let at_terminal = Terminals::of_process().input;
+    // Between the tries too.
+    let _modes = if at_terminal { Some(KeptModes::without_echo()?) } else { None };
     let mut tries = if at_terminal { TRIES } else { 1 };
     loop {
         tries -= 1;

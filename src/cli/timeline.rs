@@ -10,7 +10,8 @@ use std::{
 #[derive(Debug, Clone)]
 pub(super) struct Timeline {
     began: Instant,
-    stages: Arc<Mutex<Vec<Stage>>>,
+    /// `None` once they were told.
+    stages: Arc<Mutex<Option<Vec<Stage>>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ struct Stage {
 impl Timeline {
     /// Begins now.
     pub(super) fn start() -> Self {
-        Self { began: clock::now(), stages: Arc::default() }
+        Self { began: clock::now(), stages: Arc::new(Mutex::new(Some(Vec::new()))) }
     }
 
     /// A stage that began at `from` has ended.
@@ -39,12 +40,20 @@ impl Timeline {
     }
 
     fn add(&self, stage: Stage) {
-        self.stages.lock().unwrap_or_else(PoisonError::into_inner).push(stage);
+        if let Some(stages) = &mut *self.stages.lock().unwrap_or_else(PoisonError::into_inner) {
+            stages.push(stage);
+        }
     }
 
-    /// Writes the lines, in the order in which the stages ended.
+    /// Whether this stage has ended and nobody was told yet.
+    pub(super) fn waits_with(&self, name: &str) -> bool {
+        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        stages.as_ref().is_some_and(|stages| stages.iter().any(|stage| stage.name == name))
+    }
+
+    /// Writes the lines once, in the order in which the stages ended.
     pub(super) fn log(&self) {
-        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(mut stages) = self.stages.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         stages.sort_by_key(|stage| stage.end);
         for Stage { name, end, took } in stages {
             let ms = |time: Duration| format!("{:.1}ms", time.as_secs_f64() * 1000.0);

@@ -1,6 +1,6 @@
 //! The user's terminal: raw mode that always ends, and its size.
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::{fmt, io};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -50,6 +50,18 @@ impl KeptModes {
     /// When standard input is no terminal.
     pub fn keep() -> io::Result<Self> {
         Ok(Self(tcgetattr(io::stdin())?))
+    }
+
+    /// The same, and from now on what is typed is not shown.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn without_echo() -> io::Result<Self> {
+        let old = Self::keep()?;
+        let mut silent = old.0.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Now, &silent)?;
+        Ok(old)
     }
 }
 

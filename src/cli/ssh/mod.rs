@@ -27,6 +27,7 @@ use crate::{
     },
 };
 use anyhow::{Context as _, bail};
+use futures::FutureExt as _;
 pub(super) use key_agent::KeyAgentArgs;
 use network_info::NetworkInfo;
 pub(super) use remote_forward::RemoteForwardArgs;
@@ -169,6 +170,7 @@ async fn interactive(
     drop(raw);
     let left = matches!(ending, Ok(Ending::Left));
     let good_bye = async {
+        tell_timeline_at_the_end(&tunnel, deployment, &first, opened).await;
         if let Ok(Ending::Lost(reason)) = &mut ending
             && let Some(fate) = tunnel.why_lost().await
         {
@@ -199,11 +201,25 @@ async fn watch_silence(person: Option<&Silence>, tunnel: &Tunnel) -> network_inf
     }
 }
 
+/// The stage that ends with the first byte of the session.
+const FIRST_BYTE: &str = "first byte";
+
 /// Tells once how long connecting took, with `-v`.
 async fn tell_timeline(tunnel: &Tunnel, deployment: &Deployment, first: &Notify, since: Instant) -> network_info::Never {
     first.notified().await;
-    tunnel.log_timeline(deployment.client.http(), since).await;
+    tunnel.timeline.ended(FIRST_BYTE, since);
+    tunnel.log_timeline(deployment.client.http()).await;
     std::future::pending().await
+}
+
+/// The same for a session that was over before that could be told.
+async fn tell_timeline_at_the_end(tunnel: &Tunnel, deployment: &Deployment, first: &Notify, since: Instant) {
+    if first.notified().now_or_never().is_some() {
+        tunnel.timeline.ended(FIRST_BYTE, since);
+    }
+    if tunnel.timeline.waits_with(FIRST_BYTE) {
+        tunnel.log_timeline(deployment.client.http()).await;
+    }
 }
 
 #[cfg(test)]

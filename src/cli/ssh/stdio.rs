@@ -63,6 +63,9 @@ pub(super) async fn run(
         never = super::tell_timeline(&tunnel, deployment, &first, opened) => match never {},
         fate = tunnel.fate() => Some(Err(anyhow!("{fate}"))),
     };
+    if passed.as_ref().is_some_and(Result::is_ok) {
+        super::tell_timeline_at_the_end(&tunnel, deployment, &first, opened).await;
+    }
     match passed {
         Some(Ok(())) => {
             tunnel.close().await;

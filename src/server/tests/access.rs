@@ -178,9 +178,10 @@ impl World {
     }
 }
 
-/// Nobody who may call a route gets one of these.
+/// Nobody who may call a route gets one of these, but for the route that tells everybody with 403 that there is nothing.
 fn is_let_in(answer: &Answer) -> bool {
-    ![401, 403, 428, 429].contains(&answer.status)
+    let nothing_there = String::from_utf8_lossy(&answer.body).contains("no support for dev containers");
+    nothing_there || ![401, 403, 428, 429].contains(&answer.status)
 }
 
 #[test]
