@@ -5,6 +5,7 @@ use super::{
     api::{agents, builds, info, inside, keys, login, users, watch, workspaces},
     app::App,
     config::Redirect,
+    limits::Class,
     origin::Origin,
     relay,
     scopes::Action,
@@ -105,9 +106,10 @@ pub(crate) const ROUTES: &[Route] = &[
 ];
 
 impl Route {
-    /// Whether each call tries a password.
-    pub(crate) fn tries_passwords(&self) -> bool {
-        self.path == "/api/v2/users/login" || self.path.ends_with("/password")
+    /// Which limit counts for it: logging in and changing a password try one with each call.
+    pub(crate) fn class(&self) -> Class {
+        let tries = self.path == "/api/v2/users/login" || self.path.ends_with("/password");
+        if tries { Class::Login } else { Class::Api }
     }
 }
 
