@@ -166,6 +166,39 @@ async fn requests_under_other_hosts_go_to_the_access_url_where_that_is_wanted() 
 }
 
 #[tokio::test]
+async fn a_proxy_that_ends_tls_gets_answers_and_not_its_own_url() {
+    let proxies = TrustedProxies { networks: vec!["127.0.0.0/8".parse().unwrap()], headers: Vec::new() };
+    for (proxies, trusted) in [(TrustedProxies::default(), false), (proxies, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let access_url = Some("https://coder.example.com".into());
+        let redirect = Redirect::ToAccessUrl;
+        let running = serve(Config { access_url, redirect, proxies, ..config(folder.path()) }).await.unwrap();
+        let own = running.address().to_string();
+        let ask = async |host: &str, more: &[(&str, &str)]| {
+            let mut stream = TcpStream::connect(running.address()).await.unwrap();
+            let lines: String = more.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let head = format!("GET /api/v2/buildinfo HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+        };
+        let (ours, proto) = ("Coder.example.com", "X-Forwarded-Proto");
+        for (host, more, status) in [
+            (ours, &[][..], 200),
+            (ours, &[(proto, "https")], 200),
+            (ours, &[(proto, "http")], if trusted { 307 } else { 200 }),
+            (own.as_str(), &[(proto, "https"), ("X-Forwarded-Host", ours)], 200),
+            (own.as_str(), &[(proto, "https")], 307),
+            ("other.example.com", &[], 307),
+        ] {
+            assert_eq!(ask(host, more).await, status, "{host} {more:?} trusted: {trusted}");
+        }
+        running.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn the_host_of_applications_is_told_with_the_access_urls_port() {
     let world = World::with(|config| {
         config.access_url = Some("http://127.0.0.1:3100".into());
