@@ -62,7 +62,9 @@ fn view(key: &Key) -> Value {
 /// `POST /api/v2/users/{user}/keys`: a login of its own, made from another token.
 pub(crate) async fn create_session(State(app): State<App>, me: Me, Path(user): Path<String>) -> Answer {
     let user = visible_user(&me, &user)?.id;
-    let key = NewKey { user, kind: KeyKind::Session, name: "", lifetime: SESSION_LIFE, scopes: None, by_password: false };
+    // What came from a password ends with it, at whatever remove.
+    let by_password = me.key.login_type == "password";
+    let key = NewKey { user, kind: KeyKind::Session, name: "", lifetime: SESSION_LIFE, scopes: None, by_password };
     let token = app.store().insert_key(Stamp::now(), key).await?;
     Ok(made(&token))
 }
