@@ -113,7 +113,6 @@ pub(crate) async fn set_password(
         return Err(ApiError::bad_request("Old password is incorrect.").with_field("old_password", "It is not the current one."));
     }
     let hash = hash(new.password).await?;
-    app.store().set_password(Stamp::now(), user.id, &hash).await?;
-    app.store().delete_logins(user.id, &me.key.id).await?;
+    app.store().set_password(Stamp::now(), user.id, &hash, &me.key.id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
