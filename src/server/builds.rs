@@ -26,13 +26,18 @@ use std::{io, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::{Child, Command},
+    sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
+use uuid::Uuid;
 
 /// How long output may come after the command itself has ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 /// How long a command may take to end when asked.
 const END_TIME: Duration = Duration::from_secs(2);
+/// How long to wait after each failure to note a build's end.
+const END_PAUSES: &[Duration] =
+    &[Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::ZERO];
 /// The longest line of a log; what is longer becomes several.
 const MAX_LINE: usize = 4 << 10;
 /// Bytes of one read.
@@ -68,7 +73,28 @@ impl Hooks {
 ///
 /// # Errors
 /// When another build is under way, or the store fails.
-pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<Build> {
+///
+/// # Cancel safety
+/// What has begun goes on to its end when the future is dropped, as it is where a client hangs up.
+pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'static>, token: Option<AgentToken>) -> Answer<Build> {
+    let (tell, told) = oneshot::channel();
+    let (task, workspace) = (app.clone(), workspace.clone());
+    app.spawn(async move {
+        let (answer, run) = match make(&task, workspace, new, token).await {
+            Ok((build, run)) => (Ok(build), run),
+            Err(error) => (Err(error), None),
+        };
+        // Whoever asked may be gone.
+        let _ = tell.send(answer);
+        if let Some(run) = run {
+            run.finish().await;
+        }
+    });
+    told.await.unwrap_or_else(|_| Err(ApiError::internal(&"the task of a build ended before it had begun")))
+}
+
+/// Makes a build. The command that belongs to it is still to be run.
+async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<(Build, Option<Run>)> {
     let now = Stamp::now();
     // What can fail comes before the build: one that is under way keeps others out until its end.
     let agents = app.store().agents(workspace.id).await?;
@@ -91,17 +117,32 @@ pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, t
             (Transition::Start, None) => match app.store().renew_agent_token(now, workspace.id).await {
                 Ok(token) => Some(token),
                 Err(error) => {
-                    app.store().end_build(now, build.id, Some("the agent got no token")).await?;
+                    note_end(app, build.id, Some("the agent got no token")).await;
                     return Err(error.into());
                 }
             },
             (Transition::Start, given) => given,
             (Transition::Stop | Transition::Delete, _) => None,
         };
-        let run = Run { app: app.clone(), workspace: workspace.clone(), build: build.clone(), command, token };
-        app.spawn(run.finish());
+        let run = Run { app: app.clone(), workspace, build: build.clone(), command, token };
+        return Ok((build, Some(run)));
     }
-    Ok(build)
+    Ok((build, None))
+}
+
+/// Notes the end of a build that was under way: until then there is no other one of its workspace. A store that fails,
+/// say for a full disk, is tried again for a while.
+async fn note_end(app: &App, build: Uuid, failure: Option<&str>) {
+    for pause in END_PAUSES {
+        match app.store().end_build(Stamp::now(), build, failure).await {
+            Ok(()) => return,
+            Err(error) => tracing::error!(%error, %build, "the end of a build cannot be noted"),
+        }
+        // The next server ends what this one has left.
+        if timeout(*pause, app.stopping().cancelled()).await.is_ok() {
+            return;
+        }
+    }
 }
 
 fn line(transition: Transition, level: &str, output: String) -> BuildLine {
@@ -123,9 +164,7 @@ impl Run {
         if let Some(error) = &error {
             self.note(vec![line(self.build.transition, "error", error.clone())]).await;
         }
-        if let Err(error) = self.app.store().end_build(Stamp::now(), self.build.id, error.as_deref()).await {
-            tracing::error!(%error, "the end of a build cannot be noted");
-        }
+        note_end(&self.app, self.build.id, error.as_deref()).await;
         self.app.announce(self.build.id);
         self.app.announce(self.workspace.id);
     }
