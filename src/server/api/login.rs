@@ -29,7 +29,7 @@ pub(super) async fn hash(password: Password) -> Answer<String> {
     if let Some(weakness) = password.weakness() {
         return Err(ApiError::bad_request("Password is invalid").with_field("password", weakness));
     }
-    password.hash().await.map_err(|error| ApiError::internal(&error))
+    Ok(password.hash().await?)
 }
 
 /// `GET /api/v2/users/authmethods`
@@ -62,7 +62,9 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
         Err(StoreError::NotFound) => (None, None),
         Err(error) => return Err(error.into()),
     };
-    let same = given.password.matches(stored).await;
+    let same = given.password.matches(stored).await?;
+    // What was typed as an address may be a password.
+    let shown = user.as_ref().map_or_else(|| "an unknown address".to_owned(), |user| format!("user {}", user.username));
     let Some(user) = user.filter(|_| same) else {
         let mut response = ApiError::new(StatusCode::UNAUTHORIZED, "Incorrect email or password.").into_response();
         response.extensions_mut().insert(Who(format!("nobody as {shown}")));
@@ -108,7 +110,7 @@ pub(crate) async fn set_password(
     let user = key_owner(&app, &me, &user).await?;
     if user.id == me.user.id
         && let stored @ Some(_) = app.store().password_of(user.id).await?
-        && !new.old_password.matches(stored).await
+        && !new.old_password.matches(stored).await?
     {
         return Err(ApiError::bad_request("Old password is incorrect.").with_field("old_password", "It is not the current one."));
     }
