@@ -21,9 +21,6 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
-/// The longest e-mail address.
-const MAX_EMAIL: usize = 254;
-
 /// The hash of a new password, if it is good enough.
 pub(super) async fn hash(password: Password) -> Answer<String> {
     if let Some(weakness) = password.weakness() {
@@ -56,7 +53,6 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
     if !rules.passwords {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "Password authentication is disabled."));
     }
-    let shown: String = given.email.chars().take(MAX_EMAIL).filter(|c| !c.is_control()).collect();
     let (user, stored) = match app.store().user_by_email(&given.email).await {
         Ok((user, stored)) => (Some(user), stored),
         Err(StoreError::NotFound) => (None, None),
