@@ -12,11 +12,11 @@ use super::{
         time::Stamp,
         token::SessionToken,
     },
-    Input, key_owner, visible_user,
+    Input, key_owner, login, visible_user,
 };
 use axum::{
     extract::{Path, State},
-    http::{StatusCode, Uri},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
@@ -92,7 +92,11 @@ pub(crate) async fn delete(State(app): State<App>, me: Me, Path((user, id)): Pat
 /// `POST /api/v2/users/logout`
 pub(crate) async fn logout(State(app): State<App>, me: Me) -> Answer {
     app.store().delete_key(me.user.id, &me.key.id).await?;
-    Ok(ok(&json!({ "message": "Logged out!" })))
+    let mut response = ok(&json!({ "message": "Logged out!" }));
+    if let Some(cookie) = login::no_cookie(&app) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
 }
 
 /// `PUT /api/v2/users/{user}/keys/{id}/expire`

@@ -9,7 +9,6 @@ use super::{
         password::Password,
         store::{KeyKind, NewKey, StoreError},
         time::Stamp,
-        token::SessionToken,
     },
     Input, key_owner,
 };
@@ -70,17 +69,22 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
         NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: rules.session, scopes: None, by_password: true };
     let token = app.store().insert_key(Stamp::now(), key).await?;
     let mut response = json(StatusCode::CREATED, &json!({ "session_token": token.expose() }));
-    if let Some(cookie) = cookie(&app, &token) {
+    if let Some(cookie) = cookie(&app, &token.expose(), "") {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     response.extensions_mut().insert(Who(format!("user {} by key {}", user.username, token.id())));
     Ok(response)
 }
 
+/// What makes a browser forget its cookie.
+pub(super) fn no_cookie(app: &App) -> Option<HeaderValue> {
+    cookie(app, "", "; Max-Age=0")
+}
+
 /// The cookie of a browser. It goes to no script and not with requests that pages of other sites make.
-fn cookie(app: &App, token: &SessionToken) -> Option<HeaderValue> {
+fn cookie(app: &App, token: &str, more: &str) -> Option<HeaderValue> {
     let secure = if app.is_https() { "; Secure" } else { "" };
-    let text = format!("coder_session_token={}; Path=/; HttpOnly; SameSite=Lax{secure}", token.expose());
+    let text = format!("coder_session_token={token}; Path=/; HttpOnly; SameSite=Lax{secure}{more}");
     let mut value = HeaderValue::from_str(&text).ok()?;
     value.set_sensitive(true);
     Some(value)
