@@ -200,7 +200,9 @@ impl Run {
     async fn run(&self) -> Result<(), String> {
         let limit = self.app.settings().hooks.limit;
         let mut child = self.spawn().map_err(|error| format!("the command cannot be run: {error}"))?;
-        let (mut out, mut err) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
+        // Logs are for all who may see the workspace; the token is for its agent alone.
+        let secret = self.token.as_ref().map(AgentToken::expose).unwrap_or_default();
+        let (mut out, mut err) = (Lines::of(child.stdout.take(), &secret), Lines::of(child.stderr.take(), &secret));
         let until = Instant::now() + limit;
         let mut ended = None;
         // Output may go on for a moment after the end, and for ever where something in the background holds it open.
@@ -220,7 +222,7 @@ impl Run {
                     return Err("the server was stopped while the command ran".to_owned());
                 }
             };
-            self.note(lines.into_iter().map(|text| line(self.build.transition, level, self.without_token(text))).collect()).await;
+            self.note(lines.into_iter().map(|text| line(self.build.transition, level, text)).collect()).await;
         }
         match ended {
             Some(status) if status.success() => Ok(()),
@@ -229,14 +231,6 @@ impl Run {
                 end(&mut child).await;
                 Err(format!("the command took longer than {} s and was ended", limit.as_secs()))
             }
-        }
-    }
-
-    /// Logs are for all who may see the workspace; the token is for its agent alone.
-    fn without_token(&self, text: String) -> String {
-        match self.token.as_ref().map(AgentToken::expose) {
-            Some(token) if text.contains(&token) => text.replace(&token, "(token)"),
-            _ => text,
         }
     }
 
@@ -269,16 +263,18 @@ async fn end(child: &mut Child) {
     let _ = child.kill().await;
 }
 
-/// A stream's lines.
-struct Lines<R> {
+/// A stream's lines without a secret.
+struct Lines<'s, R> {
     from: Option<R>,
     buffer: Box<[u8]>,
     rest: Vec<u8>,
+    /// Empty for none.
+    secret: &'s [u8],
 }
 
-impl<R: AsyncRead + Unpin> Lines<R> {
-    fn of(from: Option<R>) -> Self {
-        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new() }
+impl<'s, R: AsyncRead + Unpin> Lines<'s, R> {
+    fn of(from: Option<R>, secret: &'s str) -> Self {
+        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new(), secret: secret.as_bytes() }
     }
 
     const fn done(&self) -> bool {
@@ -295,21 +291,38 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         if n == 0 {
             self.from = None;
         }
-        self.rest.extend_from_slice(self.buffer.get(..n).unwrap_or_default());
+        self.rest.extend(self.buffer.iter().take(n).filter(|b| **b != 0));
+        self.take_secret_out();
         let mut lines = Vec::new();
         while let Some(length) = self.line_length() {
             let bytes: Vec<u8> = self.rest.drain(..length).collect();
-            lines.push(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).replace('\0', ""));
+            lines.push(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).to_owned());
         }
         lines
     }
 
+    fn take_secret_out(&mut self) {
+        let length = self.secret.len();
+        if length == 0 {
+            return;
+        }
+        let mut from = 0;
+        while let Some(at) = self.rest.get(from..).and_then(|rest| rest.windows(length).position(|part| part == self.secret)) {
+            drop(self.rest.splice(from + at..from + at + length, *b"(token)"));
+            from += at;
+        }
+    }
+
+    /// A cut must not go through the secret: behind the place of one as much is read as it is long, so that it is seen whole
+    /// before. No end of a line is in it.
     fn line_length(&self) -> Option<usize> {
+        let rest = self.rest.len();
         match self.rest.iter().position(|b| *b == b'\n') {
             Some(at) if at < MAX_LINE => Some(at + 1),
-            _ if self.rest.len() >= MAX_LINE => Some(MAX_LINE),
-            _ if self.from.is_none() && !self.rest.is_empty() => Some(self.rest.len()),
-            _ => None,
+            Some(_) => Some(MAX_LINE),
+            None if rest >= MAX_LINE + self.secret.len() => Some(MAX_LINE),
+            None if self.from.is_none() && rest > 0 => Some(rest.min(MAX_LINE)),
+            None => None,
         }
     }
 }
@@ -321,11 +334,30 @@ mod tests {
     #[tokio::test]
     async fn lines_come_whole_long_ones_in_pieces_and_the_last_without_its_end() {
         let text = format!("one\r\ntwo\n{}\nlast", "x".repeat(MAX_LINE + 3));
-        let mut lines = Lines::of(Some(text.as_bytes()));
+        assert_eq!(all(Lines::of(Some(text.as_bytes()), "")).await, ["one", "two", &"x".repeat(MAX_LINE), "xxx", "last"]);
+    }
+
+    async fn all<R: AsyncRead + Unpin>(mut lines: Lines<'_, R>) -> Vec<String> {
         let mut all = Vec::new();
         while !lines.done() {
             all.extend(lines.next().await);
         }
-        assert_eq!(all, ["one", "two", &"x".repeat(MAX_LINE), "xxx", "last"]);
+        all
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_taken_out_wherever_it_is_read_or_cut_in_two() {
+        let secret = AgentToken::generate().unwrap().expose();
+        let hole = "(token)";
+        for before in [0, 1, MAX_LINE - 20, MAX_LINE - 7, MAX_LINE - 1, MAX_LINE, 2 * MAX_LINE - 20] {
+            for read in [1, before, before + 20, before + secret.len()] {
+                let text = format!("{}{secret}\n{secret}{secret}\0 {}\0{} end", "x".repeat(before), &secret[..9], &secret[9..]);
+                let (head, tail) = text.as_bytes().split_at(read);
+                let lines = all(Lines::of(Some(head.chain(tail)), &secret)).await;
+                let whole = format!("{}{hole}{hole}{hole} {hole} end", "x".repeat(before));
+                assert_eq!(lines.concat(), whole, "{before} {read}");
+                assert!(lines.iter().all(|line| line.len() <= MAX_LINE));
+            }
+        }
     }
 }
