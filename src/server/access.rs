@@ -8,7 +8,7 @@ use super::{
     answer::ApiError,
     app::App,
     audit,
-    limits::{Class, Counted, Told},
+    limits::{Counted, Told},
     origin::Origin,
     routes::Route,
     scopes::Action,
@@ -79,13 +79,15 @@ impl Me {
 pub(crate) async fn admit(State((app, route)): State<(App, &'static Route)>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let ip = parts.extensions.get::<Origin>().map(|origin| origin.ip);
-    let known = identify(&app, route.access, &mut parts).await;
-    let call = audit::is_noted(route).then(|| audit::Call::of(&parts, ip));
-    let limited = limited(&app, route, &parts, ip);
-    let (told, refusal) = match limited {
-        Ok(told) => (told, told.and_then(|told| told.refusal())),
-        Err(error) => (None, Some(error)),
+    // Who has used up its requests gets no token looked at for the header's sake: it is refused below in any case.
+    let spent = |ip| app.limits().is_spent(Stamp::now(), Counted::source(ip), route.path, route.class());
+    let known = if asks_for_no_limit(&parts) && ip.is_some_and(spent) {
+        Err(ApiError::forbidden())
+    } else {
+        identify(&app, route.access, &mut parts).await
     };
+    let call = audit::is_noted(route).then(|| audit::Call::of(&parts, ip));
+    let (told, refusal) = limited(&app, route, &parts, ip);
     let mut response = match refusal.map_or(known, Err) {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(error) => error.into_response(),
@@ -100,18 +102,19 @@ pub(crate) async fn admit(State((app, route)): State<(App, &'static Route)>, req
     response
 }
 
-/// Counts a request, if its route has a limit.
-fn limited(app: &App, route: &Route, parts: &Parts, ip: Option<IpAddr>) -> Result<Option<Told>, ApiError> {
+fn asks_for_no_limit(parts: &Parts) -> bool {
+    parts.headers.get(BYPASS_HEADER).is_some_and(|v| v == "true")
+}
+
+/// Counts a request, if its route has a limit; and why it is refused.
+fn limited(app: &App, route: &Route, parts: &Parts, ip: Option<IpAddr>) -> (Option<Told>, Option<ApiError>) {
     if !route.path.starts_with("/api/") {
-        return Ok(None);
+        return (None, None);
     }
     let me = parts.extensions.get::<Me>();
-    if parts.headers.get(BYPASS_HEADER).is_some_and(|v| v == "true") {
-        if me.is_some_and(Me::is_owner) {
-            return Ok(None);
-        }
-        let text = "Only the first user may ask for no rate limit: leave the header X-Coder-Bypass-Ratelimit out.";
-        return Err(ApiError::new(StatusCode::PRECONDITION_REQUIRED, text));
+    let bypass = asks_for_no_limit(parts);
+    if bypass && me.is_some_and(Me::is_owner) {
+        return (None, None);
     }
     let agent = parts.extensions.get::<Machine>().map(|machine| machine.agent.id);
     let who = match (me.map(|me| me.user.id).or(agent), ip) {
@@ -119,8 +122,10 @@ fn limited(app: &App, route: &Route, parts: &Parts, ip: Option<IpAddr>) -> Resul
         (None, Some(ip)) => Counted::source(ip),
         (None, None) => Counted::Others,
     };
-    let class = if route.tries_passwords() { Class::Login } else { Class::Api };
-    Ok(app.limits().count(Stamp::now(), who, route.path, class))
+    let told = app.limits().count(Stamp::now(), who, route.path, route.class());
+    let text = "Only the first user may ask for no rate limit: leave the header X-Coder-Bypass-Ratelimit out.";
+    let refusal = told.and_then(|told| told.refusal());
+    (told, refusal.or_else(|| bypass.then(|| ApiError::new(StatusCode::PRECONDITION_REQUIRED, text))))
 }
 
 /// Notes in a request who calls.

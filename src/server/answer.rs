@@ -1,6 +1,6 @@
 //! Answers in the API's form (`http-api.md` §1): JSON always with its content type, errors with a message for people.
 
-use super::store::StoreError;
+use super::{password::HashError, store::StoreError};
 use axum::{
     body::Body,
     http::{HeaderValue, StatusCode, header},
@@ -139,6 +139,17 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound => Self::not_found(),
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<HashError> for ApiError {
+    fn from(error: HashError) -> Self {
+        match error {
+            HashError::Busy => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "Too many passwords wait to be checked: try again in a moment.")
+            }
             other => Self::internal(&other),
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) ssh_hosts: SshHosts,
     /// Which requests are sent to the access URL.
     pub(crate) redirect: Redirect,
+    /// HTTPS is served.
+    pub(crate) has_tls: bool,
     /// The value of `Strict-Transport-Security`.
     pub(crate) transport_security: Option<HeaderValue>,
     /// Only browsers may connect to workspaces.

@@ -26,13 +26,18 @@ use std::{io, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::{Child, Command},
+    sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
+use uuid::Uuid;
 
 /// How long output may come after the command itself has ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 /// How long a command may take to end when asked.
 const END_TIME: Duration = Duration::from_secs(2);
+/// How long to wait after each failure to note a build's end.
+const END_PAUSES: &[Duration] =
+    &[Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::ZERO];
 /// The longest line of a log; what is longer becomes several.
 const MAX_LINE: usize = 4 << 10;
 /// Bytes of one read.
@@ -68,7 +73,28 @@ impl Hooks {
 ///
 /// # Errors
 /// When another build is under way, or the store fails.
-pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<Build> {
+///
+/// # Cancel safety
+/// What has begun goes on to its end when the future is dropped, as it is where a client hangs up.
+pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'static>, token: Option<AgentToken>) -> Answer<Build> {
+    let (tell, told) = oneshot::channel();
+    let (task, workspace) = (app.clone(), workspace.clone());
+    app.spawn(async move {
+        let (answer, run) = match make(&task, workspace, new, token).await {
+            Ok((build, run)) => (Ok(build), run),
+            Err(error) => (Err(error), None),
+        };
+        // Whoever asked may be gone.
+        let _ = tell.send(answer);
+        if let Some(run) = run {
+            run.finish().await;
+        }
+    });
+    told.await.unwrap_or_else(|_| Err(ApiError::internal(&"the task of a build ended before it had begun")))
+}
+
+/// Makes a build. The command that belongs to it is still to be run.
+async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<(Build, Option<Run>)> {
     let now = Stamp::now();
     // What can fail comes before the build: one that is under way keeps others out until its end.
     let agents = app.store().agents(workspace.id).await?;
@@ -91,17 +117,32 @@ pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'_>, t
             (Transition::Start, None) => match app.store().renew_agent_token(now, workspace.id).await {
                 Ok(token) => Some(token),
                 Err(error) => {
-                    app.store().end_build(now, build.id, Some("the agent got no token")).await?;
+                    note_end(app, build.id, Some("the agent got no token")).await;
                     return Err(error.into());
                 }
             },
             (Transition::Start, given) => given,
             (Transition::Stop | Transition::Delete, _) => None,
         };
-        let run = Run { app: app.clone(), workspace: workspace.clone(), build: build.clone(), command, token };
-        app.spawn(run.finish());
+        let run = Run { app: app.clone(), workspace, build: build.clone(), command, token };
+        return Ok((build, Some(run)));
     }
-    Ok(build)
+    Ok((build, None))
+}
+
+/// Notes the end of a build that was under way: until then there is no other one of its workspace. A store that fails,
+/// say for a full disk, is tried again for a while.
+async fn note_end(app: &App, build: Uuid, failure: Option<&str>) {
+    for pause in END_PAUSES {
+        match app.store().end_build(Stamp::now(), build, failure).await {
+            Ok(()) => return,
+            Err(error) => tracing::error!(%error, %build, "the end of a build cannot be noted"),
+        }
+        // The next server ends what this one has left.
+        if timeout(*pause, app.stopping().cancelled()).await.is_ok() {
+            return;
+        }
+    }
 }
 
 fn line(transition: Transition, level: &str, output: String) -> BuildLine {
@@ -123,9 +164,7 @@ impl Run {
         if let Some(error) = &error {
             self.note(vec![line(self.build.transition, "error", error.clone())]).await;
         }
-        if let Err(error) = self.app.store().end_build(Stamp::now(), self.build.id, error.as_deref()).await {
-            tracing::error!(%error, "the end of a build cannot be noted");
-        }
+        note_end(&self.app, self.build.id, error.as_deref()).await;
         self.app.announce(self.build.id);
         self.app.announce(self.workspace.id);
     }
@@ -161,7 +200,9 @@ impl Run {
     async fn run(&self) -> Result<(), String> {
         let limit = self.app.settings().hooks.limit;
         let mut child = self.spawn().map_err(|error| format!("the command cannot be run: {error}"))?;
-        let (mut out, mut err) = (Lines::of(child.stdout.take()), Lines::of(child.stderr.take()));
+        // Logs are for all who may see the workspace; the token is for its agent alone.
+        let secret = self.token.as_ref().map(AgentToken::expose).unwrap_or_default();
+        let (mut out, mut err) = (Lines::of(child.stdout.take(), &secret), Lines::of(child.stderr.take(), &secret));
         let until = Instant::now() + limit;
         let mut ended = None;
         // Output may go on for a moment after the end, and for ever where something in the background holds it open.
@@ -181,7 +222,7 @@ impl Run {
                     return Err("the server was stopped while the command ran".to_owned());
                 }
             };
-            self.note(lines.into_iter().map(|text| line(self.build.transition, level, self.without_token(text))).collect()).await;
+            self.note(lines.into_iter().map(|text| line(self.build.transition, level, text)).collect()).await;
         }
         match ended {
             Some(status) if status.success() => Ok(()),
@@ -190,14 +231,6 @@ impl Run {
                 end(&mut child).await;
                 Err(format!("the command took longer than {} s and was ended", limit.as_secs()))
             }
-        }
-    }
-
-    /// Logs are for all who may see the workspace; the token is for its agent alone.
-    fn without_token(&self, text: String) -> String {
-        match self.token.as_ref().map(AgentToken::expose) {
-            Some(token) if text.contains(&token) => text.replace(&token, "(token)"),
-            _ => text,
         }
     }
 
@@ -230,16 +263,18 @@ async fn end(child: &mut Child) {
     let _ = child.kill().await;
 }
 
-/// A stream's lines.
-struct Lines<R> {
+/// A stream's lines without a secret.
+struct Lines<'s, R> {
     from: Option<R>,
     buffer: Box<[u8]>,
     rest: Vec<u8>,
+    /// Empty for none.
+    secret: &'s [u8],
 }
 
-impl<R: AsyncRead + Unpin> Lines<R> {
-    fn of(from: Option<R>) -> Self {
-        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new() }
+impl<'s, R: AsyncRead + Unpin> Lines<'s, R> {
+    fn of(from: Option<R>, secret: &'s str) -> Self {
+        Self { from, buffer: vec![0; READ_BYTES].into(), rest: Vec::new(), secret: secret.as_bytes() }
     }
 
     const fn done(&self) -> bool {
@@ -256,21 +291,38 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         if n == 0 {
             self.from = None;
         }
-        self.rest.extend_from_slice(self.buffer.get(..n).unwrap_or_default());
+        self.rest.extend(self.buffer.iter().take(n).filter(|b| **b != 0));
+        self.take_secret_out();
         let mut lines = Vec::new();
         while let Some(length) = self.line_length() {
             let bytes: Vec<u8> = self.rest.drain(..length).collect();
-            lines.push(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).replace('\0', ""));
+            lines.push(String::from_utf8_lossy(&bytes).trim_end_matches(['\n', '\r']).to_owned());
         }
         lines
     }
 
+    fn take_secret_out(&mut self) {
+        let length = self.secret.len();
+        if length == 0 {
+            return;
+        }
+        let mut from = 0;
+        while let Some(at) = self.rest.get(from..).and_then(|rest| rest.windows(length).position(|part| part == self.secret)) {
+            drop(self.rest.splice(from + at..from + at + length, *b"(token)"));
+            from += at;
+        }
+    }
+
+    /// A cut must not go through the secret: behind the place of one as much is read as it is long, so that it is seen whole
+    /// before. No end of a line is in it.
     fn line_length(&self) -> Option<usize> {
+        let rest = self.rest.len();
         match self.rest.iter().position(|b| *b == b'\n') {
             Some(at) if at < MAX_LINE => Some(at + 1),
-            _ if self.rest.len() >= MAX_LINE => Some(MAX_LINE),
-            _ if self.from.is_none() && !self.rest.is_empty() => Some(self.rest.len()),
-            _ => None,
+            Some(_) => Some(MAX_LINE),
+            None if rest >= MAX_LINE + self.secret.len() => Some(MAX_LINE),
+            None if self.from.is_none() && rest > 0 => Some(rest.min(MAX_LINE)),
+            None => None,
         }
     }
 }
@@ -282,11 +334,30 @@ mod tests {
     #[tokio::test]
     async fn lines_come_whole_long_ones_in_pieces_and_the_last_without_its_end() {
         let text = format!("one\r\ntwo\n{}\nlast", "x".repeat(MAX_LINE + 3));
-        let mut lines = Lines::of(Some(text.as_bytes()));
+        assert_eq!(all(Lines::of(Some(text.as_bytes()), "")).await, ["one", "two", &"x".repeat(MAX_LINE), "xxx", "last"]);
+    }
+
+    async fn all<R: AsyncRead + Unpin>(mut lines: Lines<'_, R>) -> Vec<String> {
         let mut all = Vec::new();
         while !lines.done() {
             all.extend(lines.next().await);
         }
-        assert_eq!(all, ["one", "two", &"x".repeat(MAX_LINE), "xxx", "last"]);
+        all
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_taken_out_wherever_it_is_read_or_cut_in_two() {
+        let secret = AgentToken::generate().unwrap().expose();
+        let hole = "(token)";
+        for before in [0, 1, MAX_LINE - 20, MAX_LINE - 7, MAX_LINE - 1, MAX_LINE, 2 * MAX_LINE - 20] {
+            for read in [1, before, before + 20, before + secret.len()] {
+                let text = format!("{}{secret}\n{secret}{secret}\0 {}\0{} end", "x".repeat(before), &secret[..9], &secret[9..]);
+                let (head, tail) = text.as_bytes().split_at(read);
+                let lines = all(Lines::of(Some(head.chain(tail)), &secret)).await;
+                let whole = format!("{}{hole}{hole}{hole} {hole} end", "x".repeat(before));
+                assert_eq!(lines.concat(), whole, "{before} {read}");
+                assert!(lines.iter().all(|line| line.len() <= MAX_LINE));
+            }
+        }
     }
 }

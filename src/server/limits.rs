@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use uuid::Uuid;
@@ -16,6 +16,8 @@ use super::time::Stamp;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Whoever is counted beyond this makes the counts of past minutes go; if that helps nothing, new sources share one count.
 const MAX_COUNTS: usize = 100_000;
+/// A full table is gone through once in this time at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,13 +50,57 @@ pub(crate) enum Class {
 #[derive(Debug)]
 pub(crate) struct Limits {
     rules: Option<RateLimits>,
-    counts: Mutex<HashMap<(Counted, &'static str), Count>>,
+    /// Users and agents, of which there are as many as the store holds: strangers can neither fill it nor share in it.
+    known: Mutex<Table>,
+    /// Sources, and the others.
+    sources: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    counts: HashMap<(Counted, &'static str), Count>,
+    swept: Option<Stamp>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Count {
     began: Stamp,
     requests: u32,
+}
+
+impl Count {
+    /// Its minute goes on. A clock that was set back begins a new one, too.
+    fn is_of(&self, now: Stamp) -> bool {
+        self.began <= now && now.since(self.began) < MINUTE
+    }
+}
+
+impl Table {
+    /// Counts a request.
+    fn count(&mut self, now: Stamp, who: Counted, path: &'static str) -> Count {
+        let mut key = (who, path);
+        if self.counts.len() >= MAX_COUNTS && !self.counts.contains_key(&key) {
+            self.sweep(now);
+            if self.counts.len() >= MAX_COUNTS && matches!(who, Counted::Source(_)) {
+                key = (Counted::Others, path);
+            }
+        }
+        let count = self.counts.entry(key).or_insert(Count { began: now, requests: 0 });
+        if !count.is_of(now) {
+            *count = Count { began: now, requests: 0 };
+        }
+        count.requests = count.requests.saturating_add(1);
+        *count
+    }
+
+    /// Forgets the counts of past minutes.
+    fn sweep(&mut self, now: Stamp) {
+        if self.swept.is_some_and(|last| last <= now && now.since(last) < SWEEP_EVERY) {
+            return;
+        }
+        self.swept = Some(now);
+        self.counts.retain(|_, count| count.is_of(now));
+    }
 }
 
 /// What a request is told of its limit.
@@ -69,33 +115,34 @@ pub(crate) struct Told {
 impl Limits {
     /// Counts under `rules`; `None` counts nothing.
     pub(crate) fn new(rules: Option<RateLimits>) -> Self {
-        Self { rules, counts: Mutex::default() }
+        Self { rules, known: Mutex::default(), sources: Mutex::default() }
     }
 
     /// Counts a request to the route `path`.
     pub(crate) fn count(&self, now: Stamp, who: Counted, path: &'static str, class: Class) -> Option<Told> {
+        let limit = self.limit(class)?;
+        let Count { began, requests } = self.table(who).count(now, who, path);
+        Some(Told { limit, left: limit.saturating_sub(requests), reset: began + MINUTE, over: requests > limit })
+    }
+
+    /// Whether the next request of `who` to the route `path` is one too many. Counts nothing.
+    pub(crate) fn is_spent(&self, now: Stamp, who: Counted, path: &'static str, class: Class) -> bool {
+        let Some(limit) = self.limit(class) else { return false };
+        self.table(who).counts.get(&(who, path)).is_some_and(|count| count.is_of(now) && count.requests >= limit)
+    }
+
+    fn limit(&self, class: Class) -> Option<u32> {
         let rules = self.rules?;
         let limit = match class {
             Class::Api => rules.api,
             Class::Login => rules.login,
-        }
-        .get();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = (who, path);
-        if counts.len() >= MAX_COUNTS && !counts.contains_key(&key) {
-            counts.retain(|_, count| now.since(count.began) < MINUTE);
-            if counts.len() >= MAX_COUNTS {
-                key = (Counted::Others, path);
-            }
-        }
-        let count = counts.entry(key).or_insert(Count { began: now, requests: 0 });
-        // A clock that was set back begins a minute, too.
-        if now.since(count.began) >= MINUTE || now < count.began {
-            *count = Count { began: now, requests: 0 };
-        }
-        count.requests = count.requests.saturating_add(1);
-        let (requests, reset) = (count.requests, count.began + MINUTE);
-        Some(Told { limit, left: limit.saturating_sub(requests), reset, over: requests > limit })
+        };
+        Some(limit.get())
+    }
+
+    fn table(&self, who: Counted) -> MutexGuard<'_, Table> {
+        let table = if matches!(who, Counted::Known(_)) { &self.known } else { &self.sources };
+        table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,11 +206,45 @@ mod tests {
     }
 
     #[test]
-    fn no_number_of_sources_makes_the_table_grow_beyond_its_bound() {
+    fn no_number_of_sources_makes_the_table_grow_beyond_its_bound_or_counts_against_a_user() {
         let limits = Limits::new(Some(RateLimits::default()));
-        for n in 0..u32::try_from(MAX_COUNTS).unwrap() + 1000 {
-            limits.count(at(0), Counted::source(std::net::Ipv4Addr::from(n).into()), "/a", Class::Api);
+        let from = |n: u32| Counted::source(std::net::Ipv4Addr::from(n).into());
+        let bound = u32::try_from(MAX_COUNTS).unwrap();
+        for n in 0..bound + 1000 {
+            limits.count(at(0), from(n), "/a", Class::Api);
         }
-        assert!(limits.counts.lock().unwrap().len() <= MAX_COUNTS + 1);
+        let held = || limits.sources.lock().unwrap().counts.len();
+        assert_eq!(held(), MAX_COUNTS + 1);
+        let left = |second, who| limits.count(at(second), who, "/a", Class::Api).unwrap().left;
+        assert_eq!(left(0, from(bound + 1000)), 0, "the sources without a place of their own share one count");
+        assert_eq!(left(0, Counted::Known(Uuid::nil())), 511);
+        // A minute later the places are free.
+        assert_eq!(left(60, from(bound + 1000)), 511);
+        assert_eq!(held(), 1);
+    }
+
+    #[test]
+    fn a_full_table_is_gone_through_once_a_second_and_after_a_clock_that_was_set_back() {
+        let mut table = Table::default();
+        let old = |table: &mut Table, second| {
+            table.counts.insert((Counted::Others, "/old"), Count { began: at(second - 60), requests: 1 });
+            table.sweep(at(second));
+            table.counts.len()
+        };
+        assert_eq!([100, 100, 101, 50].map(|second| old(&mut table, second)), [0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_look_at_a_count_counts_nothing() {
+        let number = |n| NonZeroU32::new(n).unwrap();
+        let limits = Limits::new(Some(RateLimits { api: number(2), login: number(1) }));
+        let who = Counted::Known(Uuid::nil());
+        let spent = |second| limits.is_spent(at(second), who, "/a", Class::Api);
+        assert!(!spent(0));
+        limits.count(at(0), who, "/a", Class::Api);
+        assert!(!spent(0) && !spent(0));
+        assert!(!limits.count(at(0), who, "/a", Class::Api).unwrap().over);
+        assert!(spent(0) && spent(59) && !spent(60));
+        assert!(limits.count(at(0), who, "/a", Class::Api).unwrap().over);
     }
 }

@@ -117,8 +117,12 @@ impl Service<Request<Incoming>> for FromOrigin {
     type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let ip = self.app.settings().proxies.behind(self.peer, request.headers());
-        request.extensions_mut().insert(Origin { ip, secure: self.secure });
+        let settings = self.app.settings();
+        // Without TLS of our own only a proxy can serve https, and each plain request may come through it.
+        let seen = (self.secure || settings.has_tls).then_some(self.secure);
+        let ip = settings.proxies.behind(self.peer, request.headers());
+        let secure = settings.proxies.secure(self.peer, request.headers(), seen);
+        request.extensions_mut().insert(Origin { ip, secure });
         self.routes.call(request)
     }
 }

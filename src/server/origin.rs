@@ -3,13 +3,16 @@
 use axum::http::{HeaderMap, HeaderName};
 use std::{net::IpAddr, str::FromStr};
 
+/// Where a proxy says by which scheme it was asked.
+const SCHEME_HEADER: &str = "x-forwarded-proto";
+
 /// Where a request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
     /// Who sent it.
     pub(crate) ip: IpAddr,
-    /// It came over our own TLS.
-    pub(crate) secure: bool,
+    /// Whether the client spoke TLS, to us or to a proxy; `None` where that is not known.
+    pub(crate) secure: Option<bool>,
 }
 
 /// A network of proxies, such as `10.0.0.0/8`.
@@ -56,11 +59,33 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
+    fn hold(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.holds(ip))
+    }
+
+    /// Whether the client behind `peer` spoke TLS. `seen` is what the connection itself tells, where it does.
+    pub(crate) fn secure(&self, peer: IpAddr, headers: &HeaderMap, seen: Option<bool>) -> Option<bool> {
+        let told = headers.get(SCHEME_HEADER).map(|value| value.to_str().unwrap_or_default());
+        match (seen, told) {
+            (_, Some(told)) if self.hold(peer) => {
+                // The first of several is the client's; some proxies name the scheme of a WebSocket.
+                match told.split(',').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+                    "https" | "wss" => Some(true),
+                    "http" | "ws" => Some(false),
+                    _ => None,
+                }
+            }
+            (Some(true), _) => Some(true),
+            (seen, None) if !self.hold(peer) => seen,
+            // A proxy that does not say, or one that is not believed.
+            _ => None,
+        }
+    }
+
     /// Who stands behind `peer`: the last address of a header that is not itself a trusted proxy's. Whatever stands before
     /// it may be the client's invention.
     pub(crate) fn behind(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let trusted = |ip: IpAddr| self.networks.iter().any(|network| network.holds(ip));
-        if !trusted(peer) {
+        if !self.hold(peer) {
             return peer;
         }
         for name in &self.headers {
@@ -69,7 +94,7 @@ impl TrustedProxies {
             let named: Vec<_> = lines.flat_map(|line| line.split(',')).map(|text| text.trim().parse::<IpAddr>()).collect();
             for ip in named.into_iter().rev() {
                 match ip.map(|ip| ip.to_canonical()) {
-                    Ok(ip) if trusted(ip) => {}
+                    Ok(ip) if self.hold(ip) => {}
                     Ok(ip) => return ip,
                     // What stands before something unreadable cannot be relied upon.
                     Err(_) => break,
@@ -116,5 +141,29 @@ mod tests {
         assert_eq!(behind("10.0.0.1", "x-forwarded-for", "1.2.3.4, junk"), "10.0.0.1");
         assert_eq!(behind("10.0.0.1", "x-client", "192.0.2.7"), "10.0.0.1");
         assert_eq!(behind("192.0.2.1", "x-forwarded-for", "192.0.2.7"), "192.0.2.1", "not trusted");
+    }
+
+    #[test]
+    fn a_trusted_proxy_tells_the_scheme_and_any_other_makes_it_unknown() {
+        let proxies = TrustedProxies { networks: vec!["10.0.0.0/8".parse().unwrap()], headers: Vec::new() };
+        let (proxy, other) = ("10.0.0.1", "192.0.2.1");
+        let (plain, tls) = (Some(false), Some(true));
+        for (peer, told, seen, secure) in [
+            (proxy, Some("https"), plain, tls),
+            (proxy, Some("WSS, http"), None, tls),
+            (proxy, Some("http"), None, plain),
+            (proxy, Some("http"), tls, plain),
+            (proxy, Some("gopher"), plain, None),
+            (proxy, None, plain, None),
+            (proxy, None, tls, tls),
+            (other, Some("http"), tls, tls),
+            (other, Some("https"), plain, None),
+            (other, None, plain, plain),
+            (other, None, None, None),
+        ] {
+            let lines = told.map(|told| (HeaderName::from_static(SCHEME_HEADER), told.parse().unwrap()));
+            let found = proxies.secure(peer.parse().unwrap(), &lines.into_iter().collect(), seen);
+            assert_eq!(found, secure, "{peer} {told:?} {seen:?}");
+        }
     }
 }

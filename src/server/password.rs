@@ -15,8 +15,8 @@ use super::token::{NoRandomness, salt};
 const MAX_CHARS: usize = 64;
 /// What guessing must cost at least, in bits, if one knew what kinds of characters were used.
 const LEAST_BITS: f64 = 52.0;
-/// Hashes at once: each takes 19 MiB and a core for a moment.
-static GATE: Semaphore = Semaphore::const_new(2);
+/// Hashes at once: each takes 19 MiB and a core for a moment. Whoever waits beyond these would wait for seconds.
+static GATE: Gate = Gate::new(2, 64);
 
 /// A password as it was typed. Never printed, wiped on drop.
 #[derive(Clone, Default)]
@@ -41,6 +41,8 @@ pub(crate) enum HashError {
     Random(#[from] NoRandomness),
     #[error("the password cannot be hashed: {0}")]
     Failed(String),
+    #[error("too many passwords wait to be checked")]
+    Busy,
 }
 
 impl Password {
@@ -64,16 +66,16 @@ impl Password {
     /// Its hash with a fresh salt, in the form of the PHC.
     pub(crate) async fn hash(self) -> Result<String, HashError> {
         let salt = salt()?;
-        let made = in_turn(move || {
+        let made = GATE.in_turn(move || {
             let hash: Result<PasswordHash, _> = Argon2::default().hash_password_with_salt(self.0.as_bytes(), &salt);
             hash.map(|hash| hash.to_string()).map_err(|error| HashError::Failed(error.to_string()))
         });
-        made.await.unwrap_or_else(|| Err(HashError::Failed("its thread ended".to_owned())))
+        made.await?
     }
 
     /// Whether it is the one of `stored`. Where there is none, it takes as long to say so.
-    pub(crate) async fn matches(self, stored: Option<String>) -> bool {
-        let checked = in_turn(move || {
+    pub(crate) async fn matches(self, stored: Option<String>) -> Result<bool, HashError> {
+        let checked = GATE.in_turn(move || {
             let known = stored.is_some();
             let stored = stored.unwrap_or_else(|| nobodys_hash().to_owned());
             let Ok(hash) = PasswordHash::new(&stored) else { return false };
@@ -81,14 +83,32 @@ impl Password {
             let same = Argon2::default().verify_password(self.0.as_bytes(), &hash).is_ok();
             known && same && chars <= MAX_CHARS
         });
-        checked.await.unwrap_or(false)
+        checked.await
     }
 }
 
-/// Runs work that takes a core for a moment beside the runtime's threads.
-async fn in_turn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let _turn = GATE.acquire().await.ok()?;
-    tokio::task::spawn_blocking(work).await.ok()
+/// Lets so many at once do work that takes a core for a moment, and so many wait for it.
+struct Gate {
+    turns: Semaphore,
+    places: Semaphore,
+}
+
+impl Gate {
+    const fn new(turns: usize, places: usize) -> Self {
+        Self { turns: Semaphore::const_new(turns), places: Semaphore::const_new(places) }
+    }
+
+    /// Runs work beside the runtime's threads. Its turn lasts as long as the work, also where nobody waits for it any more.
+    async fn in_turn<T: Send + 'static>(&'static self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HashError> {
+        let place = self.places.try_acquire().map_err(|_| HashError::Busy)?;
+        let turn = self.turns.acquire().await.map_err(|_| HashError::Busy)?;
+        drop(place);
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        work.await.map_err(|_| HashError::Failed("its thread ended".to_owned()))
+    }
 }
 
 /// A hash that stands for users who are not there.
@@ -147,10 +167,27 @@ mod tests {
         let first = password("SomeSecure9Word!").hash().await.unwrap();
         let second = password("SomeSecure9Word!").hash().await.unwrap();
         assert!(first.starts_with("$argon2id$") && first != second, "{first}");
-        assert!(password("SomeSecure9Word!").matches(Some(first.clone())).await);
-        assert!(!password("someSecure9Word!").matches(Some(first)).await);
-        assert!(!password("nobody").matches(None).await);
-        assert!(!password("").matches(Some(String::new())).await);
+        assert!(password("SomeSecure9Word!").matches(Some(first.clone())).await.unwrap());
+        assert!(!password("someSecure9Word!").matches(Some(first)).await.unwrap());
+        assert!(!password("nobody").matches(None).await.unwrap());
+        assert!(!password("").matches(Some(String::new())).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_turn_lasts_as_long_as_its_work_and_only_so_many_wait_for_theirs() {
+        static GATE: Gate = Gate::new(1, 2);
+        let (go, wait) = std::sync::mpsc::channel();
+        let mut first = Box::pin(GATE.in_turn(move || wait.recv()));
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        // Nobody waits for it any more, but it is at work.
+        drop(first);
+        let [mut second, mut third, mut fourth] = [0; 3].map(|_| Box::pin(GATE.in_turn(|| ())));
+        assert!(futures::poll!(second.as_mut()).is_pending() && futures::poll!(third.as_mut()).is_pending());
+        assert!(matches!(futures::poll!(fourth.as_mut()), std::task::Poll::Ready(Err(HashError::Busy))));
+        go.send(()).unwrap();
+        second.await.unwrap();
+        third.await.unwrap();
+        GATE.in_turn(|| ()).await.unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::{
     driver::http::{Http, HttpOptions, Method, without_secrets},
     wire::derp::{Region, RelayMap, RelayNode},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -190,7 +191,10 @@ async fn content(source: &RelaySource) -> Result<Vec<u8>, RelayMapError> {
         }
         RelaySource::Url(url) => {
             let failed = |why: String| RelayMapError::Unfetched { url: source.name(), why };
-            let http = Http::new(&url.origin().ascii_serialization(), None, HttpOptions::default());
+            // Redirects stay on the same host, and so do the credentials.
+            let headers = basic(url).map(|value| ("authorization".to_owned(), value)).into_iter().collect();
+            let options = HttpOptions { headers, ..HttpOptions::default() };
+            let http = Http::new(&url.origin().ascii_serialization(), None, options);
             let http = http.map_err(|error| failed(error.to_string()))?;
             let path = &url[Position::BeforePath..Position::AfterQuery];
             let reply = http.call(Method::Get, path, None::<&()>).await.map_err(|error| failed(error.to_string()))?;
@@ -198,6 +202,30 @@ async fn content(source: &RelaySource) -> Result<Vec<u8>, RelayMapError> {
             if bytes.len() > LARGEST_MAP { Err(failed(format!("it is larger than {LARGEST_MAP} bytes"))) } else { Ok(bytes) }
         }
     }
+}
+
+/// A URL's credentials as an `Authorization` header carries them.
+fn basic(url: &Url) -> Option<String> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let mut pair = decoded(url.username());
+    pair.push(b':');
+    pair.extend(decoded(url.password().unwrap_or_default()));
+    Some(format!("Basic {}", STANDARD.encode(pair)))
+}
+
+/// A part of a URL without its percent signs.
+fn decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let mut byte = [*first];
+        let escape = after.get(..2).filter(|digits| *first == b'%' && hex::decode_to_slice(digits, &mut byte).is_ok());
+        rest = after.get(escape.map_or(0, <[u8]>::len)..).unwrap_or_default();
+        bytes.extend(byte);
+    }
+    bytes
 }
 
 /// Whatever is no plain file is refused before it is opened: a pipe would never end.
@@ -417,19 +445,24 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut head = [0; 4096];
                 let n = stream.read(&mut head).await.unwrap();
-                assert!(head[..n].starts_with(b"GET /map?key=hunter2 "));
+                let head = String::from_utf8(head[..n].to_vec()).unwrap();
+                assert!(head.starts_with("GET /map?key=hunter2 "), "{head}");
+                // `ann:p@ss+w%rd` in base64.
+                assert!(head.to_ascii_lowercase().contains("\r\nauthorization: basic yw5uonbac3mrdyvyza==\r\n"), "{head}");
+                assert!(head.contains("YW5uOnBAc3MrdyVyZA=="), "{head}");
                 let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                 // A reader that has enough hangs up.
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
-        let source = Some(RelaySource::Url(url(&format!("http://{address}/map?key=hunter2"))));
+        let source = Some(RelaySource::Url(url(&format!("http://ann:p%40ss+w%rd@{address}/map?key=hunter2"))));
         let config = RelayConfig { source, ..RelayConfig::default() };
         let relays = Relays::open(&url("http://127.0.0.1:3000"), Stun::Elsewhere, config).await.unwrap();
         assert_eq!(relays.now().regions.len(), 2);
         for why in ["is no relay map", "500", "larger"] {
             let error = relays.reload().await.unwrap_err().to_string();
-            assert!(error.contains(why) && error.contains("/map") && !error.contains("hunter2"), "{error}");
+            assert!(error.contains(why) && error.contains("/map"), "{error}");
+            assert!(!error.contains("hunter2") && !error.contains("ss+w"), "{error}");
         }
         assert_eq!(relays.now().regions.len(), 2, "the map stays");
         serving.await.unwrap();

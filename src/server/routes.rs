@@ -5,6 +5,7 @@ use super::{
     api::{agents, builds, info, inside, keys, login, users, watch, workspaces},
     app::App,
     config::Redirect,
+    limits::Class,
     origin::Origin,
     relay,
     scopes::Action,
@@ -13,7 +14,7 @@ use super::{
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter, on},
@@ -105,9 +106,10 @@ pub(crate) const ROUTES: &[Route] = &[
 ];
 
 impl Route {
-    /// Whether each call tries a password.
-    pub(crate) fn tries_passwords(&self) -> bool {
-        self.path == "/api/v2/users/login" || self.path.ends_with("/password")
+    /// Which limit counts for it: logging in and changing a password try one with each call.
+    pub(crate) fn class(&self) -> Class {
+        let tries = self.path == "/api/v2/users/login" || self.path.ends_with("/password");
+        if tries { Class::Login } else { Class::Api }
     }
 }
 
@@ -137,20 +139,25 @@ async fn front(State(app): State<App>, request: Request, next: Next) -> Response
     response
 }
 
-/// Where a request is sent that shall come to the access URL. Health checks and relay clients are served anywhere.
+/// Where a request is sent that shall come to the access URL. Health checks and relay clients are served anywhere, and so
+/// are agents, which may have a URL of their own and follow a redirect nowhere else.
 fn redirect(app: &App, request: &Request) -> Option<Response> {
     let path = request.uri().path();
-    if path == "/healthz" || path == "/derp" || path.starts_with("/derp/") {
+    let is_agents = ROUTES.iter().any(|route| route.access == Agent && route.path == path);
+    if path == "/healthz" || path == "/derp" || path.starts_with("/derp/") || is_agents {
         return None;
     }
-    let plain = !request.extensions().get::<Origin>().is_some_and(|origin| origin.secure);
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    // Where nobody says how the client came, a redirect might lead back here without end.
+    let plain = request.extensions().get::<Origin>().is_some_and(|origin| origin.secure == Some(false));
+    let to_https = plain && app.is_https();
+    // A proxy may put our own name in the place of the one that the client asked for.
+    let mut hosts = [header::HOST, HeaderName::from_static("x-forwarded-host")].into_iter();
+    let is_ours =
+        |name| request.headers().get(name).is_some_and(|host| app.authority().as_bytes().eq_ignore_ascii_case(host.as_bytes()));
     let elsewhere = match app.settings().redirect {
         Redirect::Never => false,
-        Redirect::ToHttps => plain && app.is_https(),
-        Redirect::ToAccessUrl => {
-            (plain && app.is_https()) || !host.is_some_and(|host| host.eq_ignore_ascii_case(app.authority()))
-        }
+        Redirect::ToHttps => to_https,
+        Redirect::ToAccessUrl => to_https || !hosts.any(is_ours),
     };
     let rest = request.uri().path_and_query().map_or("/", |rest| rest.as_str());
     let to = HeaderValue::from_str(&format!("{}{rest}", app.access_url())).ok().filter(|_| elsewhere)?;

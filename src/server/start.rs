@@ -300,6 +300,7 @@ fn settings(config: &Config, url: &Url) -> Result<Settings, StartError> {
         authority: authority(url),
         ssh_hosts: config.ssh_hosts.clone(),
         redirect: config.redirect,
+        has_tls: config.tls.is_some(),
         transport_security: transport_security.transpose()?,
         browser_only: config.browser_only,
         wildcard_host: config.wildcard_host.as_deref().map(|host| wildcard(host, url)).transpose()?.unwrap_or_default(),

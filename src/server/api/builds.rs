@@ -44,8 +44,7 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(id): Path<String
     me.may(Action("workspace", transition.as_str()))?;
     let reason = match new.reason.as_str() {
         "" => "initiator",
-        known if REASONS.contains(&known) => known,
-        other => return Err(ApiError::invalid("reason", "oneof", other)),
+        given => *REASONS.iter().find(|known| **known == given).ok_or_else(|| ApiError::invalid("reason", "oneof", given))?,
     };
     let build = NewBuild { workspace: workspace.id, transition, reason, initiator: me.user.id };
     let build = builds::begin(&app, &workspace, build, None).await?;

@@ -12,11 +12,11 @@ use super::{
         time::Stamp,
         token::SessionToken,
     },
-    Input, key_owner, visible_user,
+    Input, key_owner, login, visible_user,
 };
 use axum::{
     extract::{Path, State},
-    http::{StatusCode, Uri},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
@@ -62,7 +62,9 @@ fn view(key: &Key) -> Value {
 /// `POST /api/v2/users/{user}/keys`: a login of its own, made from another token.
 pub(crate) async fn create_session(State(app): State<App>, me: Me, Path(user): Path<String>) -> Answer {
     let user = visible_user(&me, &user)?.id;
-    let key = NewKey { user, kind: KeyKind::Session, name: "", lifetime: SESSION_LIFE, scopes: None, by_password: false };
+    // What came from a password ends with it, at whatever remove.
+    let by_password = me.key.login_type == "password";
+    let key = NewKey { user, kind: KeyKind::Session, name: "", lifetime: SESSION_LIFE, scopes: None, by_password };
     let token = app.store().insert_key(Stamp::now(), key).await?;
     Ok(made(&token))
 }
@@ -90,7 +92,11 @@ pub(crate) async fn delete(State(app): State<App>, me: Me, Path((user, id)): Pat
 /// `POST /api/v2/users/logout`
 pub(crate) async fn logout(State(app): State<App>, me: Me) -> Answer {
     app.store().delete_key(me.user.id, &me.key.id).await?;
-    Ok(ok(&json!({ "message": "Logged out!" })))
+    let mut response = ok(&json!({ "message": "Logged out!" }));
+    if let Some(cookie) = login::no_cookie(&app) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
 }
 
 /// `PUT /api/v2/users/{user}/keys/{id}/expire`

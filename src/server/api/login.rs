@@ -9,7 +9,6 @@ use super::{
         password::Password,
         store::{KeyKind, NewKey, StoreError},
         time::Stamp,
-        token::SessionToken,
     },
     Input, key_owner,
 };
@@ -21,15 +20,12 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
-/// The longest e-mail address.
-const MAX_EMAIL: usize = 254;
-
 /// The hash of a new password, if it is good enough.
 pub(super) async fn hash(password: Password) -> Answer<String> {
     if let Some(weakness) = password.weakness() {
         return Err(ApiError::bad_request("Password is invalid").with_field("password", weakness));
     }
-    password.hash().await.map_err(|error| ApiError::internal(&error))
+    Ok(password.hash().await?)
 }
 
 /// `GET /api/v2/users/authmethods`
@@ -56,13 +52,14 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
     if !rules.passwords {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "Password authentication is disabled."));
     }
-    let shown: String = given.email.chars().take(MAX_EMAIL).filter(|c| !c.is_control()).collect();
     let (user, stored) = match app.store().user_by_email(&given.email).await {
         Ok((user, stored)) => (Some(user), stored),
         Err(StoreError::NotFound) => (None, None),
         Err(error) => return Err(error.into()),
     };
-    let same = given.password.matches(stored).await;
+    let same = given.password.matches(stored).await?;
+    // What was typed as an address may be a password.
+    let shown = user.as_ref().map_or_else(|| "an unknown address".to_owned(), |user| format!("user {}", user.username));
     let Some(user) = user.filter(|_| same) else {
         let mut response = ApiError::new(StatusCode::UNAUTHORIZED, "Incorrect email or password.").into_response();
         response.extensions_mut().insert(Who(format!("nobody as {shown}")));
@@ -72,17 +69,22 @@ pub(crate) async fn login(State(app): State<App>, Input(given): Input<Login>) ->
         NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: rules.session, scopes: None, by_password: true };
     let token = app.store().insert_key(Stamp::now(), key).await?;
     let mut response = json(StatusCode::CREATED, &json!({ "session_token": token.expose() }));
-    if let Some(cookie) = cookie(&app, &token) {
+    if let Some(cookie) = cookie(&app, &token.expose(), "") {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     response.extensions_mut().insert(Who(format!("user {} by key {}", user.username, token.id())));
     Ok(response)
 }
 
+/// What makes a browser forget its cookie.
+pub(super) fn no_cookie(app: &App) -> Option<HeaderValue> {
+    cookie(app, "", "; Max-Age=0")
+}
+
 /// The cookie of a browser. It goes to no script and not with requests that pages of other sites make.
-fn cookie(app: &App, token: &SessionToken) -> Option<HeaderValue> {
+fn cookie(app: &App, token: &str, more: &str) -> Option<HeaderValue> {
     let secure = if app.is_https() { "; Secure" } else { "" };
-    let text = format!("coder_session_token={}; Path=/; HttpOnly; SameSite=Lax{secure}", token.expose());
+    let text = format!("coder_session_token={token}; Path=/; HttpOnly; SameSite=Lax{secure}{more}");
     let mut value = HeaderValue::from_str(&text).ok()?;
     value.set_sensitive(true);
     Some(value)
@@ -108,12 +110,11 @@ pub(crate) async fn set_password(
     let user = key_owner(&app, &me, &user).await?;
     if user.id == me.user.id
         && let stored @ Some(_) = app.store().password_of(user.id).await?
-        && !new.old_password.matches(stored).await
+        && !new.old_password.matches(stored).await?
     {
         return Err(ApiError::bad_request("Old password is incorrect.").with_field("old_password", "It is not the current one."));
     }
     let hash = hash(new.password).await?;
-    app.store().set_password(Stamp::now(), user.id, &hash).await?;
-    app.store().delete_logins(user.id, &me.key.id).await?;
+    app.store().set_password(Stamp::now(), user.id, &hash, &me.key.id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -11,7 +11,7 @@ use super::{
         app::App,
         audit::Which,
         password::Password,
-        store::{KeyKind, NewKey, StoreError, User},
+        store::{StoreError, User},
         time::Stamp,
     },
     Input, is_name, key_owner, login, visible_user,
@@ -65,13 +65,11 @@ pub(crate) async fn create_first(State(app): State<App>, body: Request) -> Answe
     let Input(new) = Input::<NewUser>::from_request(body, &app).await?;
     new.check()?;
     let hash = login::hash(new.password).await?;
-    let now = Stamp::now();
-    let user = match app.store().insert_user(now, &new.username, &new.name, &new.email, true).await {
+    let user = match app.store().insert_first_user(Stamp::now(), &new.username, &new.name, &new.email, &hash).await {
         // Somebody was faster.
         Err(StoreError::Taken) => return Ok(taken()),
         other => other?,
     };
-    app.store().set_password(now, user.id, &hash).await?;
     let organization = app.store().deployment().organization;
     let mut response = json(StatusCode::CREATED, &json!({ "user_id": user.id, "organization_id": organization }));
     response.extensions_mut().insert(Which(format!("user {}", user.username)));
@@ -140,21 +138,15 @@ pub(crate) async fn create(State(app): State<App>, _me: Me, Input(new): Input<Ne
     let name = new.username.as_str();
     let email = if new.email.is_empty() { format!("{name}@localhost") } else { new.email };
     let hash = if new.password.is_empty() { None } else { Some(login::hash(new.password).await?) };
-    let now = Stamp::now();
-    let mut user = match app.store().insert_user(now, name, &new.name, &email, false).await {
+    let (now, lifetime) = (Stamp::now(), FIRST_TOKEN_LIFE);
+    let made = app.store().insert_user_with_key(now, name, &new.name, &email, hash.as_deref(), lifetime).await;
+    let (user, token) = match made {
         Err(StoreError::Taken) => {
             return Err(ApiError::new(StatusCode::CONFLICT, "A user with this username or email already exists.")
                 .with_field("username", "This value is already in use and should be unique."));
         }
         other => other?,
     };
-    if let Some(hash) = hash {
-        app.store().set_password(now, user.id, &hash).await?;
-        user.has_password = true;
-    }
-    let lifetime = FIRST_TOKEN_LIFE;
-    let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime, scopes: None, by_password: false };
-    let token = app.store().insert_key(now, key).await?;
     let mut answer = view(&app, &user);
     put(&mut answer, "session_token", token.expose());
     let mut response = json(StatusCode::CREATED, &answer);

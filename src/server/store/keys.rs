@@ -1,8 +1,8 @@
 //! Users' tokens, by key id. Only hashes of the secrets are stored.
 
-use super::{Result, Store, User, stamp};
+use super::{Result, Store, User, stamp, users::insert_user};
 use crate::server::{scopes::Scopes, time::Stamp, token::SessionToken};
-use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -87,29 +87,31 @@ impl Store {
     /// # Errors
     /// [`super::StoreError::Taken`] when the user has a key of that name.
     pub(crate) async fn insert_key(&self, now: Stamp, key: NewKey<'_>) -> Result<SessionToken> {
-        let token = SessionToken::generate()?;
-        let lifetime = i64::try_from(key.lifetime.as_secs()).unwrap_or(i64::MAX);
         let over = now.micros().saturating_sub(i64::try_from(KEPT_EXPIRED.as_micros()).unwrap_or(i64::MAX));
-        sqlx::query("DELETE FROM keys WHERE expires_at < $1").bind(over).execute(&self.pool).await?;
-        sqlx::query(
-            "INSERT INTO keys (id, user_id, secret_hash, name, is_token, lifetime_seconds,
-                               created_at, updated_at, last_used, expires_at, scopes, login_type)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11)",
-        )
-        .bind(token.id())
-        .bind(key.user)
-        .bind(token.hash().as_bytes())
-        .bind(key.name)
-        .bind(key.kind == KeyKind::Token)
-        .bind(lifetime)
-        .bind(now.micros())
-        .bind(Stamp::NEVER.micros())
-        .bind((now + key.lifetime).micros())
-        .bind(key.scopes.cloned().unwrap_or_default().stored())
-        .bind(if key.by_password { "password" } else { "token" })
-        .execute(&self.pool)
-        .await?;
-        Ok(token)
+        let mut connection = self.pool.acquire().await?;
+        sqlx::query("DELETE FROM keys WHERE expires_at < $1").bind(over).execute(&mut *connection).await?;
+        insert_key(&mut connection, now, key).await
+    }
+
+    /// Makes a user, with the hash of a password where there is one, and a login of this life: both or none.
+    ///
+    /// # Errors
+    /// [`super::StoreError::Taken`] when the name or the address is in use.
+    pub(crate) async fn insert_user_with_key(
+        &self,
+        now: Stamp,
+        username: &str,
+        name: &str,
+        email: &str,
+        password: Option<&str>,
+        lifetime: Duration,
+    ) -> Result<(User, SessionToken)> {
+        let mut turn = self.turn().await?;
+        let user = insert_user(&mut turn, now, username, name, email, false, password).await?;
+        let key = NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime, scopes: None, by_password: false };
+        let token = insert_key(&mut turn, now, key).await?;
+        turn.commit().await?;
+        Ok((user, token))
     }
 
     /// Checks a presented token and notes its use.
@@ -190,13 +192,6 @@ impl Store {
         }
     }
 
-    /// Ends all keys of `user` that came from a password, but for `kept`.
-    pub(crate) async fn delete_logins(&self, user: Uuid, kept: &str) -> Result<()> {
-        let done = sqlx::query("DELETE FROM keys WHERE user_id = $1 AND login_type = 'password' AND id <> $2");
-        done.bind(user).bind(kept).execute(&self.pool).await?;
-        Ok(())
-    }
-
     /// Ends a key of `user`.
     pub(crate) async fn delete_key(&self, user: Uuid, id: &str) -> Result<()> {
         let done = sqlx::query("DELETE FROM keys WHERE user_id = $1 AND id = $2").bind(user).bind(id);
@@ -205,4 +200,29 @@ impl Store {
             _ => Ok(()),
         }
     }
+}
+
+/// The key alone, on a connection that may be in the middle of something.
+async fn insert_key(connection: &mut SqliteConnection, now: Stamp, key: NewKey<'_>) -> Result<SessionToken> {
+    let token = SessionToken::generate()?;
+    let lifetime = i64::try_from(key.lifetime.as_secs()).unwrap_or(i64::MAX);
+    sqlx::query(
+        "INSERT INTO keys (id, user_id, secret_hash, name, is_token, lifetime_seconds,
+                           created_at, updated_at, last_used, expires_at, scopes, login_type)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11)",
+    )
+    .bind(token.id())
+    .bind(key.user)
+    .bind(token.hash().as_bytes())
+    .bind(key.name)
+    .bind(key.kind == KeyKind::Token)
+    .bind(lifetime)
+    .bind(now.micros())
+    .bind(Stamp::NEVER.micros())
+    .bind((now + key.lifetime).micros())
+    .bind(key.scopes.cloned().unwrap_or_default().stored())
+    .bind(if key.by_password { "password" } else { "token" })
+    .execute(connection)
+    .await?;
+    Ok(token)
 }

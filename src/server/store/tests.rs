@@ -182,6 +182,23 @@ async fn there_is_one_first_user() {
 }
 
 #[tokio::test]
+async fn a_user_is_made_with_password_and_login_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let now = Stamp::now();
+    let first = store.insert_first_user(now, "ann", "", "ann@localhost", "hash").await.unwrap();
+    assert!(first.is_first && first.has_password);
+    assert_eq!(store.password_of(first.id).await.unwrap().as_deref(), Some("hash"));
+    let (bob, token) = store.insert_user_with_key(now, "bob", "", "bob@localhost", Some("hash"), HOUR).await.unwrap();
+    assert!(bob.has_password && !bob.is_first);
+    assert!(matches!(store.check_key(now, &token).await.unwrap(), Presented::Valid(user, _) if user.id == bob.id));
+    // Whatever goes wrong with the login leaves no user behind.
+    sqlx::query("DROP TABLE keys").execute(&store.pool).await.unwrap();
+    store.insert_user_with_key(now, "eve", "", "eve@localhost", None, HOUR).await.unwrap_err();
+    assert!(matches!(store.user_by_name("eve").await, Err(StoreError::NotFound)));
+}
+
+#[tokio::test]
 async fn an_agent_gets_in_only_while_its_workspace_is_started() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;

@@ -2,7 +2,7 @@
 
 use super::{Result, Store, stamp};
 use crate::server::time::Stamp;
-use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 /// One user.
@@ -65,11 +65,15 @@ impl Store {
         Ok(row.try_get("password_hash")?)
     }
 
-    /// Gives a user a password by its hash.
-    pub(crate) async fn set_password(&self, now: Stamp, id: Uuid, hash: &str) -> Result<()> {
+    /// Gives a user a password by its hash, and ends all keys that came from the one before, but for the key `kept`: both or
+    /// nothing.
+    pub(crate) async fn set_password(&self, now: Stamp, id: Uuid, hash: &str, kept: &str) -> Result<()> {
+        let mut turn = self.turn().await?;
         let done = sqlx::query("UPDATE users SET password_hash = $2, updated_at = $3 WHERE id = $1");
-        done.bind(id).bind(hash).bind(now.micros()).execute(&self.pool).await?;
-        Ok(())
+        done.bind(id).bind(hash).bind(now.micros()).execute(&mut *turn).await?;
+        let done = sqlx::query("DELETE FROM keys WHERE user_id = $1 AND login_type = 'password' AND id <> $2");
+        done.bind(id).bind(kept).execute(&mut *turn).await?;
+        turn.commit().await
     }
 
     /// All users, by name.
@@ -86,21 +90,52 @@ impl Store {
         Ok((number("users")?, number("workspaces")?))
     }
 
-    /// Makes a user.
+    /// Makes a user without a password.
     ///
     /// # Errors
     /// [`super::StoreError::Taken`] when the name or the address is in use, or a second first user is asked for.
     pub(crate) async fn insert_user(&self, now: Stamp, username: &str, name: &str, email: &str, is_first: bool) -> Result<User> {
-        let row = sqlx::query_as(
-            "INSERT INTO users (id, username, name, email, is_first, created_at, updated_at, last_seen_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $6, $6) RETURNING *",
-        )
-        .bind(Uuid::new_v4())
-        .bind(username)
-        .bind(name)
-        .bind(email)
-        .bind(is_first)
-        .bind(now.micros());
-        Ok(row.fetch_one(&self.pool).await?)
+        let mut connection = self.pool.acquire().await?;
+        insert_user(&mut connection, now, username, name, email, is_first, None).await
     }
+
+    /// Makes the first user with a password, by its hash.
+    ///
+    /// # Errors
+    /// [`super::StoreError::Taken`] when there is a first user, or the name or the address is in use.
+    pub(crate) async fn insert_first_user(
+        &self,
+        now: Stamp,
+        username: &str,
+        name: &str,
+        email: &str,
+        password: &str,
+    ) -> Result<User> {
+        let mut connection = self.pool.acquire().await?;
+        insert_user(&mut connection, now, username, name, email, true, Some(password)).await
+    }
+}
+
+/// One statement: nobody is left without a password who was to have one.
+pub(super) async fn insert_user(
+    connection: &mut SqliteConnection,
+    now: Stamp,
+    username: &str,
+    name: &str,
+    email: &str,
+    is_first: bool,
+    password: Option<&str>,
+) -> Result<User> {
+    let row = sqlx::query_as(
+        "INSERT INTO users (id, username, name, email, is_first, created_at, updated_at, last_seen_at, password_hash)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $6, $7) RETURNING *",
+    )
+    .bind(Uuid::new_v4())
+    .bind(username)
+    .bind(name)
+    .bind(email)
+    .bind(is_first)
+    .bind(now.micros())
+    .bind(password);
+    Ok(row.fetch_one(connection).await?)
 }

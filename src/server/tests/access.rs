@@ -103,6 +103,9 @@ const ALL_SCOPES: &[&str] = &[
     "workspace:application_connect",
 ];
 
+/// Where a WebSocket is opened.
+const SOCKETS: &[&str] = &["/coordinate", "/pty", "/rpc", "/watch-ws"];
+
 fn name(route: &Route) -> String {
     format!("{} {}", route.method, route.path)
 }
@@ -118,6 +121,19 @@ enum By<'a> {
     Header(&'a str),
     /// A browser on a page of this origin; empty for one that tells none.
     Cookie(&'a str, &'a str),
+}
+
+impl By<'_> {
+    fn headers(self) -> Vec<(String, String)> {
+        match self {
+            By::Nothing => Vec::new(),
+            By::Header(token) => auth(token),
+            By::Cookie(token, origin) => {
+                let origin = (!origin.is_empty()).then(|| ("Origin".to_owned(), origin.to_owned()));
+                [("Cookie".to_owned(), format!("coder_session_token={token}"))].into_iter().chain(origin).collect()
+            }
+        }
+    }
 }
 
 impl World {
@@ -153,19 +169,14 @@ impl World {
         };
         let thing = if route.path.contains("/workspace/{name}") { "dev" } else { "ci" };
         let mut path = route.path.replace("{user}", &self.user.username).replace("{id}", id).replace("{name}", thing);
-        let socket = ["/coordinate", "/rpc", "/watch-ws"].iter().any(|end| path.ends_with(end));
+        let socket = SOCKETS.iter().any(|end| path.ends_with(end));
         let mut headers = if socket { handshake(None) } else { Vec::new() };
-        if socket {
+        if path.ends_with("/pty") {
+            path += "?reconnect=11111111-2222-4333-8444-555555555555&width=80&height=24";
+        } else if socket {
             path += "?version=2.0";
         }
-        match by {
-            By::Nothing => {}
-            By::Header(token) => headers.extend(auth(token)),
-            By::Cookie(token, origin) => {
-                headers.push(("Cookie".into(), format!("coder_session_token={token}")));
-                headers.extend((!origin.is_empty()).then(|| ("Origin".to_owned(), origin.to_owned())));
-            }
-        }
+        headers.extend(by.headers());
         let body = match route.path {
             _ if !["POST", "PUT"].contains(&route.method.as_str()) => None,
             "/api/v2/users" => Some(r#"{"username":"eve"}"#),
@@ -307,7 +318,11 @@ async fn a_browsers_cookie_counts_for_its_own_pages_and_changes_nothing_for_othe
             continue;
         }
         let changes = route.method != "GET";
-        let socket = ["/coordinate", "/watch-ws"].iter().any(|end| route.path.ends_with(end));
+        let socket = SOCKETS.iter().any(|end| route.path.ends_with(end));
+        if route.path.ends_with("/pty") {
+            // A terminal is opened, or not, where its agent is connected.
+            world.running.app.store().agent_connected(Stamp::now(), world.agent.id).await.unwrap();
+        }
         for (origin, let_in) in [("", true), (own.as_str(), true), ("https://evil.example", !changes && !socket)] {
             let token = world.key(Stamp::now(), None).await;
             let answer = world.try_route(route, By::Cookie(&token, origin)).await;
@@ -315,6 +330,28 @@ async fn a_browsers_cookie_counts_for_its_own_pages_and_changes_nothing_for_othe
         }
     }
     assert_eq!(world.get("/api/v2/users/me").await.status, 200);
+}
+
+#[tokio::test]
+async fn each_transition_of_a_workspace_needs_its_scope_its_owner_and_its_own_pages() {
+    let world = World::new().await;
+    let path = format!("/api/v2/workspaces/{}/builds", world.workspace.id);
+    for (transition, scope) in [("stop", "workspace:stop"), ("start", "workspace:start"), ("delete", "workspace:delete")] {
+        let body = format!(r#"{{"transition":"{transition}"}}"#);
+        let others = world.scoped(ALL_SCOPES.iter().copied().filter(|other| *other != scope)).await;
+        let (just, all) = (world.scoped(["workspace:read", scope]).await, world.key(Stamp::now(), None).await);
+        for (by, status) in [
+            (By::Nothing, 401),
+            (By::Header(&world.agent_token), 401),
+            (By::Header(&world.bob), 404),
+            (By::Header(&others), 403),
+            (By::Cookie(&all, "https://evil.example"), 403),
+            (By::Header(&just), 201),
+        ] {
+            let answer = call(world.address(), "POST", &path, &by.headers(), Some(&body)).await;
+            assert_eq!(answer.status, status, "{transition} by {by:?}: {answer:?}");
+        }
+    }
 }
 
 #[tokio::test]

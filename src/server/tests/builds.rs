@@ -7,8 +7,8 @@ use super::{
 use crate::{
     driver::websocket::Message,
     server::{
-        Hooks,
-        store::{Build, BuildStatus},
+        Hooks, builds,
+        store::{Build, BuildStatus, NewBuild, Transition},
     },
     wire::coord::tailnet::PeerUpdateKind,
 };
@@ -131,6 +131,29 @@ async fn one_build_at_a_time_and_a_deleted_workspace_is_gone_when_its_command_is
     assert_eq!(outputs, ["", "got this"]);
     world.built().await;
     assert_eq!(world.get("/api/v2/users/me/workspace/dev").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_no_build_that_never_ends() {
+    let world = world(None, Some("echo done")).await;
+    let (app, workspace) = (&world.running.app, world.workspace.id);
+    let mut changes = app.changes(workspace);
+    let new = NewBuild { workspace, transition: Transition::Stop, reason: "cli", initiator: world.user.id };
+    let mut beginning = Box::pin(builds::begin(app, &world.workspace, new, None));
+    assert!(futures::poll!(beginning.as_mut()).is_pending());
+    drop(beginning);
+    let done = async {
+        loop {
+            let build = app.store().latest_build(workspace).await.unwrap();
+            if build.number == 2 && build.status != BuildStatus::Running {
+                return build;
+            }
+            changes.next().await;
+        }
+    };
+    let build = timeout(LIMIT, done).await.expect("the build did not end");
+    assert_eq!(build.status, BuildStatus::Succeeded);
+    assert!(world.log(&build).await.contains(&("info".into(), "done".into())));
 }
 
 #[tokio::test]

@@ -118,6 +118,7 @@ async fn a_user_with_a_password_logs_in_and_out_and_changes_it() {
     assert_eq!((&key["login_type"], &key["lifetime_seconds"]), (&Value::from("password"), &Value::from(24 * HOUR)));
 
     let other = login(&world, "ann@example.com", PASSWORD).await.json()["session_token"].as_str().unwrap().to_owned();
+    let heir = ask(&other, "POST", "/api/v2/users/me/keys", None).await.json()["key"].as_str().unwrap().to_owned();
     let change = |old: &str, new: &str| serde_json::json!({ "old_password": old, "password": new }).to_string();
     let path = "/api/v2/users/me/password";
     let new = "Another9Secure?Word";
@@ -126,6 +127,7 @@ async fn a_user_with_a_password_logs_in_and_out_and_changes_it() {
     assert_eq!(ask(&token, "PUT", path, Some(&change(PASSWORD, new))).await.status, 204);
     assert_eq!(ask(&token, "GET", "/api/v2/users/me", None).await.status, 200, "the login that changed it goes on");
     assert_eq!(ask(&other, "GET", "/api/v2/users/me", None).await.status, 401, "others end");
+    assert_eq!(ask(&heir, "GET", "/api/v2/users/me", None).await.status, 401, "so do those that were made from them");
     assert_eq!(login(&world, "ann@example.com", PASSWORD).await.status, 401);
     assert_eq!(login(&world, "ann@example.com", new).await.status, 201);
     assert_eq!(ask(&token, "POST", "/api/v2/users/logout", None).await.json()["message"], "Logged out!");

@@ -22,12 +22,18 @@ async fn too_many_requests_are_refused_by_user_and_route_but_not_the_first_users
     let list = call(world.address(), "GET", "/api/v2/workspaces", &auth(&world.bob), None).await;
     assert_eq!(list.status, 200, "another route");
     assert_eq!(me(&world.admin).await.status, 200, "another user");
-    for (token, status) in [(&world.admin, 200), (&world.bob, 428)] {
-        for _ in 0..5 {
+    let nobody = format!("AAAAAAAAAA-{}", "B".repeat(22));
+    let counted = Some("3");
+    for (token, statuses, limit) in [
+        (&world.admin, [200, 200, 200, 200, 200], None),
+        (&world.bob, [428, 428, 428, 429, 429], counted),
+        (&nobody, [428, 428, 428, 429, 429], counted),
+    ] {
+        for status in statuses {
             let mut headers = auth(token);
             headers.push(("X-Coder-Bypass-Ratelimit".into(), "true".into()));
             let answer = call(world.address(), "GET", "/api/v2/deployment/ssh", &headers, None).await;
-            assert_eq!((answer.status, answer.header("x-ratelimit-limit")), (status, None));
+            assert_eq!((answer.status, answer.header("x-ratelimit-limit")), (status, limit), "{token}");
         }
     }
     let healthy = async || call(world.address(), "GET", "/healthz", &[], None).await.status;
@@ -160,6 +166,39 @@ async fn requests_under_other_hosts_go_to_the_access_url_where_that_is_wanted() 
 }
 
 #[tokio::test]
+async fn a_proxy_that_ends_tls_gets_answers_and_not_its_own_url() {
+    let proxies = TrustedProxies { networks: vec!["127.0.0.0/8".parse().unwrap()], headers: Vec::new() };
+    for (proxies, trusted) in [(TrustedProxies::default(), false), (proxies, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let access_url = Some("https://coder.example.com".into());
+        let redirect = Redirect::ToAccessUrl;
+        let running = serve(Config { access_url, redirect, proxies, ..config(folder.path()) }).await.unwrap();
+        let own = running.address().to_string();
+        let ask = async |host: &str, more: &[(&str, &str)]| {
+            let mut stream = TcpStream::connect(running.address()).await.unwrap();
+            let lines: String = more.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let head = format!("GET /api/v2/buildinfo HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+        };
+        let (ours, proto) = ("Coder.example.com", "X-Forwarded-Proto");
+        for (host, more, status) in [
+            (ours, &[][..], 200),
+            (ours, &[(proto, "https")], 200),
+            (ours, &[(proto, "http")], if trusted { 307 } else { 200 }),
+            (own.as_str(), &[(proto, "https"), ("X-Forwarded-Host", ours)], 200),
+            (own.as_str(), &[(proto, "https")], 307),
+            ("other.example.com", &[], 307),
+        ] {
+            assert_eq!(ask(host, more).await, status, "{host} {more:?} trusted: {trusted}");
+        }
+        running.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn the_host_of_applications_is_told_with_the_access_urls_port() {
     let world = World::with(|config| {
         config.access_url = Some("http://127.0.0.1:3100".into());
@@ -196,8 +235,11 @@ async fn each_call_that_matters_leaves_one_line_without_secrets() {
     // wants it; with a second one all subscribers are asked.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let world = World::new().await;
-    let login = r#"{"email":"bob@localhost","password":"hunter2-hunter2"}"#;
-    call(world.address(), "POST", "/api/v2/users/login", &[], Some(login)).await;
+    // The second one has typed the password in the place of the address.
+    for email in ["bob@localhost", "hunter2-hunter2"] {
+        let login = format!(r#"{{"email":"{email}","password":"hunter2-hunter2"}}"#);
+        call(world.address(), "POST", "/api/v2/users/login", &[], Some(&login)).await;
+    }
     let made = world.post("/api/v2/users/me/keys/tokens", r#"{"token_name":"ci"}"#).await.json();
     let token = made["key"].as_str().unwrap().to_owned();
     let (id, secret) = token.split_once('-').unwrap();
@@ -212,11 +254,9 @@ async fn each_call_that_matters_leaves_one_line_without_secrets() {
     let count = |parts: &[&str]| lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count();
     let ip = "ip=\"127.0.0.1\"";
     let me = format!("who=\"user admin by key {}\"", world.admin.split('-').next().unwrap());
-    assert_eq!(
-        count(&["who=\"nobody as bob@localhost\"", "what=POST /api/v2/users/login", "outcome=\"refused\"", ip]),
-        1,
-        "{text}"
-    );
+    for who in ["who=\"nobody as user bob\"", "who=\"nobody as an unknown address\""] {
+        assert_eq!(count(&[who, "what=POST /api/v2/users/login", "outcome=\"refused\"", ip]), 1, "{text}");
+    }
     assert_eq!(
         count(&[&me, "what=POST /api/v2/users/{user}/keys/tokens", &format!("made=\"key {id}\""), "outcome=\"done\"", ip]),
         1,
@@ -226,7 +266,7 @@ async fn each_call_that_matters_leaves_one_line_without_secrets() {
     assert_eq!(count(&[&me, &which, "status=201", ip]), 1, "{text}");
     assert_eq!(count(&["/coordinate", ip]), 1, "{text}");
     assert_eq!(count(&["made=\"user bob\""]) + count(&["made=\"workspace dev\""]), 2, "{text}");
-    assert_eq!(lines.len(), 6, "reading and usage leave none: {lines:#?}");
+    assert_eq!(lines.len(), 7, "reading and usage leave none: {lines:#?}");
     let parts = [&world.admin, &world.bob].map(|token| token.split('-').nth(1).unwrap());
     for secret in [secret, "hunter2", &world.agent_token, parts[0], parts[1]] {
         assert!(!text.contains(secret), "{secret} is in\n{text}");

@@ -99,6 +99,8 @@ async fn a_logged_out_token_is_over() {
     let token = world.post("/api/v2/users/me/keys", "").await.json()["key"].as_str().unwrap().to_owned();
     let answer = call(world.address(), "POST", "/api/v2/users/logout", &auth(&token), None).await;
     assert_eq!(answer.status, 200);
+    let cookie = answer.header("set-cookie").unwrap();
+    assert!(cookie.starts_with("coder_session_token=; Path=/;") && cookie.ends_with("; Max-Age=0"), "{cookie}");
     assert_eq!(call(world.address(), "GET", "/api/v2/users/me", &auth(&token), None).await.status, 401);
 }
 

@@ -257,6 +257,9 @@ async fn plain_http_goes_to_https_but_for_health_checks_and_the_relay() {
         assert_eq!(call(running.address(), "GET", path, &[], None).await.status, 200, "{path}");
     }
     assert_eq!(call(running.address(), "GET", "/derp", &[], None).await.status, 426);
+    // An agent may have an http URL of its own.
+    let rpc = "/api/v2/workspaceagents/me/rpc?version=2.0";
+    assert_eq!(call(running.address(), "GET", rpc, &handshake(None), None).await.status, 401);
     running.shutdown().await;
 }
 
