@@ -38,6 +38,8 @@ use uuid::Uuid;
 const PIPES: Duration = Duration::from_secs(10);
 /// What a script gets between being told to end and being killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often it is looked whether all of a script has ended: nothing tells the end of what it started.
+const LOOK: Duration = Duration::from_millis(20);
 /// The exit code that is reported for a script that has none of its own.
 const NO_CODE: i32 = 255;
 
@@ -333,13 +335,18 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Ends a script and all that runs in its group.
+/// Ends a script and all that runs in its group: what the shell leaves behind has the rest of the time to end by itself.
 async fn end(child: &mut Child, group: Group) {
     group.signal(Signal::HUP);
-    if timeout(GRACE, child.wait()).await.is_err() {
-        group.signal(Signal::KILL);
-        let _ = timeout(GRACE, child.wait()).await;
-    }
+    let ended = async {
+        let _ = child.wait().await;
+        while group.lives() {
+            sleep(LOOK).await;
+        }
+    };
+    let _ = timeout(GRACE, ended).await;
+    group.signal(Signal::KILL);
+    let _ = timeout(GRACE, child.wait()).await;
 }
 
 #[cfg(test)]
@@ -459,15 +466,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_script_that_takes_too_long_is_ended_with_all_it_started() {
-        let mut slow = script(1, "trap '' HUP; sleep 1000 & echo $!; wait");
-        slow.limit = Some(Duration::from_millis(300));
-        let world = World::new(vec![slow, script(2, "exit 1")]);
-        assert_eq!(world.run(Stage::Start).await, Outcome::TimedOut, "worse than a failure");
-        let (lines, timings) = world.told().await;
-        let process = Path::new("/proc").join(&lines[0].0).join("exe");
-        assert!(!process.exists(), "its child lives: {lines:?}");
-        assert!(lines.iter().any(|(text, _)| text.contains("script 1 was ended") && text.contains("300ms")), "{lines:?}");
-        assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
+        // With a shell that stays, and with one that goes while its child does not.
+        for text in ["trap '' HUP; sleep 1000 & echo $!; wait", "(trap '' HUP; exec sleep 1000) & echo $!; wait"] {
+            let mut slow = script(1, text);
+            slow.limit = Some(Duration::from_millis(300));
+            let world = World::new(vec![slow, script(2, "exit 1")]);
+            assert_eq!(world.run(Stage::Start).await, Outcome::TimedOut, "worse than a failure");
+            let (lines, timings) = world.told().await;
+            let process = lines.iter().find(|(text, _)| text.bytes().all(|b| b.is_ascii_digit())).unwrap();
+            assert!(!Path::new("/proc").join(&process.0).join("exe").exists(), "its child lives: {lines:?}");
+            assert!(lines.iter().any(|(text, _)| text.contains("script 1 was ended") && text.contains("300ms")), "{lines:?}");
+            assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
+        }
     }
 
     // Time jumps once there is nothing but time to wait for.
