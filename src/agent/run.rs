@@ -371,7 +371,7 @@ impl Agent {
         let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
         if !assignment.scripts.is_empty() {
-            assignment.profile.script_bin = self.folders.programs();
+            assignment.profile.script_bin = self.folders.trusted_programs().unwrap_or_default();
         }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
