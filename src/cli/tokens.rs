@@ -250,7 +250,13 @@ mod tests {
     fn of_a_whole_token_only_the_id_is_asked_for() {
         assert_eq!(id_of("abcdefghij-0123456789abcdefghijkl"), Some("abcdefghij"));
         assert_eq!(id_of(" abcdefghij-0123456789abcdefghijkl\n"), Some("abcdefghij"));
-        for name in ["abcdefghij", "ci", "abcdefghij-0123456789abcdefghijk", "abcdefghij-0123456789abcdefghij-l", "a/cdefghij-0123456789abcdefghijkl"] {
+        for name in [
+            "abcdefghij",
+            "ci",
+            "abcdefghij-0123456789abcdefghijk",
+            "abcdefghij-0123456789abcdefghij-l",
+            "a/cdefghij-0123456789abcdefghijkl",
+        ] {
             assert_eq!(id_of(name), None, "{name}");
         }
     }
