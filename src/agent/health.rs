@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 const FLUSH: Duration = Duration::from_secs(1);
 /// The least time between two looks at one application.
 const LEAST: Duration = Duration::from_secs(1);
+/// And the most, whatever its template says.
+const MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// An application that is looked after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +38,41 @@ impl App {
         Some(Self {
             id: app.id,
             url: check.url,
-            interval: interval.max(LEAST),
+            interval: interval.clamp(LEAST, MOST),
             threshold: u32::try_from(check.threshold).unwrap_or_default().max(1),
         })
+    }
+}
+
+/// Where an application is asked.
+#[derive(Debug)]
+struct Place {
+    http: Http,
+    path: String,
+}
+
+impl Place {
+    /// `None` when its address is no URL. A place learns nothing of this agent, no token and no header.
+    fn new(url: &str) -> Option<Self> {
+        let start = url.find("://").map_or(0, |at| at + 3);
+        let end = url.get(start..).and_then(|rest| rest.find(['/', '?'])).map_or(url.len(), |at| start + at);
+        let (origin, path) = url.split_at(end);
+        match Http::new(origin, None, HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() }) {
+            Ok(http) => Some(Self { http, path: path.to_owned() }),
+            Err(_) => {
+                tracing::debug!("the address of an application's health is no URL");
+                None
+            }
+        }
+    }
+
+    /// Whether something answers with a status below 500.
+    async fn answers(&self) -> bool {
+        match self.http.call(Method::Get, &self.path, None::<&()>).await {
+            Ok(_) => true,
+            Err(HttpError::Refused(refusal)) => refusal.status < 500,
+            Err(_) => false,
+        }
     }
 }
 
@@ -46,6 +80,7 @@ impl App {
 #[derive(Debug)]
 struct Condition<'a> {
     app: &'a App,
+    place: Option<Place>,
     failures: u32,
     health: AppHealth,
 }
@@ -69,7 +104,7 @@ impl Condition<'_> {
 pub(crate) async fn report(server: &impl Calls, apps: &[App]) -> Result<Infallible, AskError> {
     let mut running = FuturesUnordered::new();
     for app in apps {
-        let condition = Condition { app, failures: 0, health: AppHealth::Initializing };
+        let condition = Condition { app, place: Place::new(&app.url), failures: 0, health: AppHealth::Initializing };
         running.push(look(condition, Instant::now() + app.interval));
     }
     let mut changed: BTreeMap<&[u8], AppHealth> = BTreeMap::new();
@@ -103,24 +138,11 @@ pub(crate) async fn report(server: &impl Calls, apps: &[App]) -> Result<Infallib
 async fn look(condition: Condition<'_>, at: Instant) -> (Condition<'_>, Instant, bool) {
     sleep_until(at).await;
     let begun = Instant::now();
-    let answers = timeout(condition.app.interval, answers(&condition.app.url)).await.unwrap_or_default();
-    (condition, begun, answers)
-}
-
-/// Whether something answers with a status below 500. It learns nothing of this agent, no token and no header.
-async fn answers(url: &str) -> bool {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    let end = url.get(start..).and_then(|rest| rest.find(['/', '?'])).map_or(url.len(), |at| start + at);
-    let (origin, path) = url.split_at(end);
-    let Ok(http) = Http::new(origin, None, HttpOptions { proxy: ProxyChoice::Direct, ..HttpOptions::default() }) else {
-        tracing::debug!("the address of an application's health is no URL");
-        return false;
+    let answers = match &condition.place {
+        Some(place) => timeout(condition.app.interval, place.answers()).await.unwrap_or_default(),
+        None => false,
     };
-    match http.call(Method::Get, path, None::<&()>).await {
-        Ok(_) => true,
-        Err(HttpError::Refused(refusal)) => refusal.status < 500,
-        Err(_) => false,
-    }
+    (condition, begun, answers)
 }
 
 #[cfg(test)]
@@ -162,17 +184,22 @@ mod tests {
     async fn any_status_below_500_is_an_answer() {
         let web = web().await;
         for (path, expected) in [("/200", true), ("/404?a=b", true), ("/500", false), ("/503/x", false)] {
-            assert_eq!(answers(&format!("{web}{path}")).await, expected, "{path}");
+            let place = Place::new(&format!("{web}{path}")).unwrap();
+            for look in 0..2 {
+                assert_eq!(place.answers().await, expected, "{path}, look {look}");
+            }
         }
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        assert!(!answers(&format!("http://{closed}/")).await);
-        assert!(!answers("nonsense").await);
+        // Held, so that nobody else comes to listen on it.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(!Place::new(&format!("http://{}/", closed.local_addr().unwrap())).unwrap().answers().await);
+        assert!(Place::new("nonsense").is_none());
     }
 
     #[test]
     fn failures_in_a_row_make_an_application_unhealthy_and_one_answer_makes_it_healthy() {
         let app = App::new(app("http://h", 2)).unwrap();
-        let mut condition = Condition { app: &app, failures: 0, health: AppHealth::Initializing };
+        let mut condition = Condition { app: &app, place: None, failures: 0, health: AppHealth::Initializing };
         let seen: Vec<_> = [false, true, false, true, false, false, false, true].map(|ok| condition.note(ok)).into();
         let (well, ill) = (Some(AppHealth::Healthy), Some(AppHealth::Unhealthy));
         assert_eq!(seen, [None, well, None, None, None, ill, None, well]);
@@ -185,6 +212,10 @@ mod tests {
         assert!(App::new(WorkspaceApp { healthcheck: None, ..app("http://h", 1) }).is_none());
         let least = App::new(app("http://h", -1)).unwrap();
         assert_eq!((least.threshold, least.interval), (1, LEAST));
+        let mut forever = app("http://h", 1);
+        let interval = prost_types::Duration { seconds: i64::MAX, nanos: 0 };
+        forever.healthcheck = Some(Healthcheck { interval: Some(interval), ..forever.healthcheck.unwrap() });
+        assert_eq!(App::new(forever).unwrap().interval, MOST);
     }
 
     #[tokio::test]

@@ -18,6 +18,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 const FLUSH: Duration = Duration::from_secs(1);
 /// What a script may take where its template names neither limit nor interval.
 const LIMIT: Duration = Duration::from_secs(30);
+/// The longest interval and limit, whatever the template says.
+const MOST: Duration = Duration::from_secs(24 * 3600);
 /// Most bytes of a fact.
 const MAX_VALUE: u64 = 10 << 10;
 
@@ -46,10 +48,10 @@ impl From<MetadataDescription> for Fact {
     }
 }
 
-/// Go writes so many seconds as so many nanoseconds.
+/// Go writes so many seconds as so many nanoseconds. A day at most.
 fn seconds(duration: Option<prost_types::Duration>) -> Option<Duration> {
     let nanos = Duration::try_from(duration?).ok()?.as_nanos();
-    u64::try_from(nanos).ok().filter(|n| *n > 0).map(Duration::from_secs)
+    u64::try_from(nanos).ok().filter(|n| *n > 0).map(|n| Duration::from_secs(n).min(MOST))
 }
 
 /// Finds the facts out, each as often as its template wants, and reports them until the connection fails.
@@ -110,7 +112,8 @@ mod tests {
     fn nanoseconds_are_seconds() {
         let of = |seconds, nanos| super::seconds(Some(prost_types::Duration { seconds, nanos }));
         assert_eq!((of(0, 5), of(0, 0)), (Some(Duration::from_secs(5)), None));
-        assert_eq!((of(-1, 0), of(1, 0)), (None, Some(Duration::from_secs(1_000_000_000))));
+        assert_eq!((of(-1, 0), of(0, 86_399)), (None, Some(Duration::from_secs(86_399))));
+        assert_eq!((of(1, 0), of(i64::MAX, 0)), (Some(MOST), None), "more than a day, and more than there can be");
         let fact = Fact::from(MetadataDescription {
             key: "k".into(),
             interval: Some(prost_types::Duration { seconds: 0, nanos: 7 }),

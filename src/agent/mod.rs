@@ -33,4 +33,4 @@ mod tests;
 mod traffic;
 
 pub use environment::Profile;
-pub use run::{Config, RunError, run};
+pub use run::{Config, LOG_FILE, RunError, run};

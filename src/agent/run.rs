@@ -55,6 +55,8 @@ const SCRIPTS_LIMIT: Duration = Duration::from_secs(5);
 const STOP_SCRIPTS_LIMIT: Duration = Duration::from_secs(120);
 /// What the last reports get.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
+/// The agent's own log in the folder of logs, for whoever keeps one.
+pub const LOG_FILE: &str = "coder-agent.log";
 /// How often the deployment's messages are read again.
 const BANNERS: Duration = Duration::from_secs(120);
 
@@ -71,7 +73,7 @@ pub struct Config {
     pub port: u16,
     /// What SSH clients may do.
     pub rules: ssh::Rules,
-    /// Folder of the scripts' logs; by default one below the home folder.
+    /// Folder of the scripts' logs, by default one below the home folder, and of [`LOG_FILE`], which the process writes.
     pub log_dir: Option<PathBuf>,
     /// Folder of the scripts' data; by default one below the home folder.
     pub script_data_dir: Option<PathBuf>,
@@ -266,6 +268,7 @@ struct Agent {
     reported: statistics::Sample,
     rules: ssh::Rules,
     folders: Folders,
+    log: Option<PathBuf>,
     subsystems: Vec<Subsystem>,
     reports: Reports,
     /// Cancelled when the agent stops.
@@ -287,6 +290,7 @@ impl Agent {
             reported: statistics::Sample::default(),
             rules: config.rules,
             folders: Folders::new(config.script_data_dir.as_deref(), config.log_dir.as_deref(), &account.home),
+            log: config.log_dir.map(|folder| folder.join(LOG_FILE)),
             account,
             subsystems: config.subsystems,
             reports: Reports::new(),
@@ -371,7 +375,7 @@ impl Agent {
         let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
         if !assignment.scripts.is_empty() {
-            assignment.profile.script_bin = self.folders.programs();
+            assignment.profile.script_bin = self.folders.trusted_programs().unwrap_or_default();
         }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
@@ -435,7 +439,7 @@ impl Agent {
             logs: self.reports.logs.clone(),
             completed: Arc::clone(&self.reports.scripts),
         };
-        let services = Services::start(agent, tailnet, ssh, manifest).await?;
+        let services = Services::start(agent, tailnet, ssh, manifest, self.log.clone()).await?;
         Ok(Running { services, scripts: Arc::new(scripts), start: TaskTracker::new() })
     }
 }

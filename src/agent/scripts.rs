@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     base::WallTime,
-    driver::clock,
+    driver::{
+        clock,
+        files::{Keep, make_folder, open_log, own_folder},
+    },
     wire::coord::agent::{self, LogLevel, ScriptCompletedRequest, Timing, TimingStage, TimingStatus},
 };
 use futures::future::join_all;
@@ -19,7 +22,7 @@ use rustix::process::Signal;
 use std::{
     ffi::OsString,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -38,6 +41,8 @@ use uuid::Uuid;
 const PIPES: Duration = Duration::from_secs(10);
 /// What a script gets between being told to end and being killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often it is looked whether all of a script has ended: nothing tells the end of what it started.
+const LOOK: Duration = Duration::from_millis(20);
 /// The exit code that is reported for a script that has none of its own.
 const NO_CODE: i32 = 255;
 
@@ -128,8 +133,23 @@ impl Folders {
     }
 
     /// Programs that scripts put there are found by everything that runs in the workspace.
-    pub(crate) fn programs(&self) -> PathBuf {
+    fn programs(&self) -> PathBuf {
         self.data.join("bin")
+    }
+
+    /// Makes the folders of data and programs, or checks that those which are there are nobody else's.
+    fn ready(&self) -> io::Result<()> {
+        let made = own_folder(&self.data).and_then(|()| own_folder(&self.programs()));
+        made.map_err(|error| {
+            let why = format!("the folder of scripts cannot be used: {error}; or choose another one with --script-data-dir");
+            io::Error::new(error.kind(), why)
+        })
+    }
+
+    /// The folder of programs, if it may lead everybody's search path.
+    pub(crate) fn trusted_programs(&self) -> Option<PathBuf> {
+        self.ready().inspect_err(|error| tracing::error!(%error, "programs of scripts are not on the search path")).ok()?;
+        Some(self.programs())
     }
 }
 
@@ -196,9 +216,9 @@ impl Scripts {
             // The shell would take no command for a login shell.
             return Ok(Ended { status: TimingStatus::Ok, code: 0 });
         }
+        self.folders.ready()?;
         let data = self.folders.data.join(script.source.to_string());
-        fs::create_dir_all(&data)?;
-        fs::create_dir_all(self.folders.programs())?;
+        make_folder(&data)?;
         let file = self.log_file(script);
         let mut child = self.start(script, profile, &data)?;
         let group = Group::of(&child)?;
@@ -315,9 +335,9 @@ impl Scripts {
             // An absolute path replaces what it is joined to.
             None => self.folders.logs.join(text),
         };
-        let opened = fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))
-            .and_then(|()| OpenOptions::new().create(true).write(true).truncate(true).open(&path));
-        opened
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        make_folder(folder)
+            .and_then(|()| open_log(&path, Keep::New))
             .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no log file for a script"))
             .ok()
             .map(Mutex::new)
@@ -333,13 +353,18 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Ends a script and all that runs in its group.
+/// Ends a script and all that runs in its group: what the shell leaves behind has the rest of the time to end by itself.
 async fn end(child: &mut Child, group: Group) {
     group.signal(Signal::HUP);
-    if timeout(GRACE, child.wait()).await.is_err() {
-        group.signal(Signal::KILL);
-        let _ = timeout(GRACE, child.wait()).await;
-    }
+    let ended = async {
+        let _ = child.wait().await;
+        while group.lives() {
+            sleep(LOOK).await;
+        }
+    };
+    let _ = timeout(GRACE, ended).await;
+    group.signal(Signal::KILL);
+    let _ = timeout(GRACE, child.wait()).await;
 }
 
 #[cfg(test)]
@@ -349,7 +374,7 @@ mod tests {
         proto::coord::CallError,
         wire::coord::agent::{BATCH_CREATE_LOGS, BatchCreateLogsRequest, SCRIPT_COMPLETED},
     };
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
     use tempfile::TempDir;
     use tokio::time::Instant;
 
@@ -459,15 +484,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_script_that_takes_too_long_is_ended_with_all_it_started() {
-        let mut slow = script(1, "trap '' HUP; sleep 1000 & echo $!; wait");
-        slow.limit = Some(Duration::from_millis(300));
-        let world = World::new(vec![slow, script(2, "exit 1")]);
-        assert_eq!(world.run(Stage::Start).await, Outcome::TimedOut, "worse than a failure");
-        let (lines, timings) = world.told().await;
-        let process = Path::new("/proc").join(&lines[0].0).join("exe");
-        assert!(!process.exists(), "its child lives: {lines:?}");
-        assert!(lines.iter().any(|(text, _)| text.contains("script 1 was ended") && text.contains("300ms")), "{lines:?}");
-        assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
+        // With a shell that stays, and with one that goes while its child does not.
+        for text in ["trap '' HUP; sleep 1000 & echo $!; wait", "(trap '' HUP; exec sleep 1000) & echo $!; wait"] {
+            let mut slow = script(1, text);
+            slow.limit = Some(Duration::from_millis(300));
+            let world = World::new(vec![slow, script(2, "exit 1")]);
+            assert_eq!(world.run(Stage::Start).await, Outcome::TimedOut, "worse than a failure");
+            let (lines, timings) = world.told().await;
+            let process = lines.iter().find(|(text, _)| text.bytes().all(|b| b.is_ascii_digit())).unwrap();
+            assert!(!Path::new("/proc").join(&process.0).join("exe").exists(), "its child lives: {lines:?}");
+            assert!(lines.iter().any(|(text, _)| text.contains("script 1 was ended") && text.contains("300ms")), "{lines:?}");
+            assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
+        }
     }
 
     // Time jumps once there is nothing but time to wait for.
@@ -496,6 +524,28 @@ mod tests {
         let running = world.scripts.run(Stage::Start, &world.profile, &stop);
         let (outcome, ()) = tokio::join!(running, async { stop.cancel() });
         assert!(outcome == Outcome::Failed && started.elapsed() < Duration::from_secs(60));
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_others_may_write_to_runs_no_script_and_leads_no_path() {
+        let world = World::new(vec![script(1, "echo ran")]);
+        assert_eq!(world.scripts.folders.trusted_programs(), Some(world.folder.path().join("coder-script-data/bin")));
+        let open = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(world.folder.path().join("coder-script-data/bin"), open).unwrap();
+        assert_eq!(world.scripts.folders.trusted_programs(), None);
+        assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
+        let (lines, _) = world.told().await;
+        assert!(lines.len() == 1 && lines[0].0.contains("--script-data-dir") && lines[0].0.contains("chmod"), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn a_log_path_that_is_no_file_neither_holds_a_script_up_nor_fails_it() {
+        let mut piped = script(1, "echo out");
+        piped.log_path = "pipe".into();
+        let world = World::new(vec![piped]);
+        assert!(std::process::Command::new("mkfifo").arg(world.folder.path().join("pipe")).status().unwrap().success());
+        assert_eq!(world.run(Stage::Start).await, Outcome::Done);
+        assert_eq!(world.told().await.0[0].0, "out");
     }
 
     #[tokio::test]

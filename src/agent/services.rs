@@ -17,7 +17,7 @@ use crate::{
 };
 use futures::future::join_all;
 use serde_json::Value;
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -48,10 +48,16 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// Listens and serves until [`Services::close`].
-    pub(crate) async fn start(agent: Uuid, tailnet: Tailnet, ssh: Server, manifest: Value) -> Result<Self, BindError> {
+    /// Listens and serves until [`Services::close`]. `log` is the file that keeps the agent's own log.
+    pub(crate) async fn start(
+        agent: Uuid,
+        tailnet: Tailnet,
+        ssh: Server,
+        manifest: Value,
+        log: Option<PathBuf>,
+    ) -> Result<Self, BindError> {
         let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
-        let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest);
+        let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest, log);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let this = Self { agent, tailnet, ssh, terminals, api, traffic, stop, tasks };
         for port in SSH_PORTS {

@@ -134,7 +134,7 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let level = logs::level(global.verbose, if args.quiet { LevelFilter::ERROR } else { LevelFilter::INFO });
-    let file = args.log_dir.as_deref().map(|folder| LogFile::open(folder, "coder-agent.log")).transpose()?;
+    let file = args.log_dir.as_deref().map(|folder| LogFile::open(folder, agent::LOG_FILE)).transpose()?;
     logs::start_for_agent(level, &args.log_human, file)?;
     if args.auth != TOKEN {
         bail!("--auth {:?} is not there: this agent proves who it is by its token; leave the flag out", args.auth);

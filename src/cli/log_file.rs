@@ -1,8 +1,9 @@
 //! A log file that is put aside when it has grown: `NAME`, `NAME.1` … `NAME.10`, the newest first.
 
+use crate::driver::files::{Keep, make_folder, open_log};
 use anyhow::Context as _;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -28,13 +29,13 @@ impl LogFile {
     /// When the folder cannot be made or the file not written.
     pub(super) fn open(folder: &Path, name: &str) -> anyhow::Result<Self> {
         let path = folder.join(name);
-        fs::create_dir_all(folder)
+        make_folder(folder)
             .and_then(|()| Self::append(path.clone(), SIZE))
             .with_context(|| format!("cannot write the log {}: choose another folder with --log-dir", path.display()))
     }
 
     fn append(path: PathBuf, size: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = open_log(&path, Keep::Old)?;
         let written = file.metadata()?.len();
         Ok(Self { path, file, written, size })
     }
@@ -89,6 +90,14 @@ mod tests {
         drop(log);
         LogFile::append(path, 100).unwrap().write_all(b"more").unwrap();
         assert_eq!(read("log"), "line 13\nmore");
+    }
+
+    #[test]
+    fn a_log_that_leads_elsewhere_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("elsewhere", folder.path().join("log")).unwrap();
+        let said = format!("{:#}", LogFile::open(folder.path(), "log").unwrap_err());
+        assert!(said.contains("--log-dir") && said.contains("it is a link"), "{said}");
     }
 
     #[test]

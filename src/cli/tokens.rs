@@ -7,7 +7,7 @@ use super::{
     output,
 };
 use crate::client::{ApiKey, TokenRequest};
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::Value;
 use std::time::Duration;
@@ -74,7 +74,7 @@ pub(super) struct List {
 
 #[derive(Debug, Args)]
 pub(super) struct View {
-    /// Name or id of the token
+    /// Name or id of the token, or the token itself
     #[arg(id = "wanted", value_name = "TOKEN")]
     token: String,
     #[command(flatten)]
@@ -123,7 +123,7 @@ pub(super) async fn run(global: &Global, command: &TokensCommand) -> anyhow::Res
         TokensCommand::Create(args) => create(&deployment, args).await,
         TokensCommand::List(args) => list(&deployment, args).await,
         TokensCommand::View(args) => {
-            let found = deployment.client.token(&args.token).await.map_err(explain)?;
+            let found = find(&deployment, &args.token).await?;
             show(&[found], &args.shown, &COLUMNS, false)
         }
         TokensCommand::Remove(args) => remove(&deployment, args).await,
@@ -202,14 +202,24 @@ fn to_the_second(time: &str) -> String {
     time.parse().ok().and_then(whole).map_or_else(|| time.to_owned(), |t| t.to_string())
 }
 
+/// The token that the user named.
+async fn find(deployment: &Deployment, wanted: &str) -> anyhow::Result<Value> {
+    let found = match id_of(wanted) {
+        Some(id) => deployment.client.token_by_id(id).await,
+        None => deployment.client.token(wanted).await,
+    };
+    found.map_err(explain)
+}
+
+/// Whoever pastes a whole token means the one with its id; its secret goes into no URL, log or error.
+fn id_of(wanted: &str) -> Option<&str> {
+    let (id, secret) = wanted.trim().split_once('-')?;
+    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric());
+    (id.len() == 10 && secret.len() == 22 && plain(id) && plain(secret)).then_some(id)
+}
+
 async fn remove(deployment: &Deployment, args: &Remove) -> anyhow::Result<u8> {
-    // Whoever pastes the whole token means the one with its id.
-    let (name, secret) = args.token.split_once('-').unwrap_or((&args.token, ""));
-    let is_token = name.len() == 10 && secret.len() == 22 && secret.chars().all(|c| c.is_ascii_alphanumeric());
-    let wanted = if is_token { name } else { &args.token };
-    let found = deployment.client.token(wanted).await.map_err(explain);
-    // The secret part must not show, should the server quote what it was asked for.
-    let found = found.map_err(|e| if is_token { anyhow!("there is no such token of yours") } else { e })?;
+    let found = find(deployment, &args.token).await?;
     let id = found.get("id").and_then(Value::as_str).context("the server's answer about a token cannot be read")?;
     deployment.client.delete_token(id).await.map_err(explain)?;
     output::line("Token has been deleted.")?;
@@ -234,6 +244,21 @@ mod tests {
             assert!(life(bad).is_err(), "{bad}");
         }
         assert_eq!(go_text(YEAR), "8760h0m0s");
+    }
+
+    #[test]
+    fn of_a_whole_token_only_the_id_is_asked_for() {
+        assert_eq!(id_of("abcdefghij-0123456789abcdefghijkl"), Some("abcdefghij"));
+        assert_eq!(id_of(" abcdefghij-0123456789abcdefghijkl\n"), Some("abcdefghij"));
+        for name in [
+            "abcdefghij",
+            "ci",
+            "abcdefghij-0123456789abcdefghijk",
+            "abcdefghij-0123456789abcdefghij-l",
+            "a/cdefghij-0123456789abcdefghijkl",
+        ] {
+            assert_eq!(id_of(name), None, "{name}");
+        }
     }
 
     #[test]

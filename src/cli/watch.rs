@@ -55,9 +55,15 @@ impl Fate {
         }
     }
 
-    /// What the server's refusal to show it means.
+    /// What the server's refusal to show it means. While a deployment is rolled out something else answers in its place, with
+    /// a 404 of its own: only the words of a Coder server count.
     fn of_refusal(error: &HttpError) -> Self {
-        if matches!(error.status(), Some(404 | 410)) { Self::Deleted } else { Self::Same }
+        let HttpError::Refused(refusal) = error else { return Self::Same };
+        match refusal.status {
+            404 if refusal.message.contains("Resource not found or you do not have access") => Self::Deleted,
+            410 if refusal.message.contains("was deleted") => Self::Deleted,
+            _ => Self::Same,
+        }
     }
 }
 
@@ -275,10 +281,30 @@ mod tests {
             ("/watch ", "404 Not Found", String::new()),
             (" /api/v2/workspaces/", "503 Service Unavailable", String::new()),
             ("/watch ", "404 Not Found", String::new()),
-            (" /api/v2/workspaces/", "410 Gone", String::new()),
+            (" /api/v2/workspaces/", "410 Gone", json!({ "message": "Workspace \"x\" was deleted, or so." }).to_string()),
         ])
         .await;
         let watch = Watch::start_at(AT_ONCE, client, Uuid::nil(), OLD.parse().unwrap());
         assert_eq!(timeout(LIMIT, watch.changed()).await.unwrap(), Fate::Deleted);
+    }
+
+    #[tokio::test]
+    async fn only_the_coder_server_itself_says_that_a_workspace_is_gone() {
+        let vector = |text: &str| serde_json::from_str::<Value>(text).unwrap()["body"].to_string();
+        let gone = vector(include_str!("../../tests/vectors/http/error_404_workspace_id.json"));
+        let no_route = vector(include_str!("../../tests/vectors/http/error_404_route.json"));
+        for (head, body, fate) in [
+            ("404 Not Found", "default backend - 404".to_owned(), Fate::Same),
+            ("404 Not Found", String::new(), Fate::Same),
+            ("404 Not Found", "<html><body>Resource not found</body></html>".to_owned(), Fate::Same),
+            ("404 Not Found", json!({ "message": "no Route matched with those values" }).to_string(), Fate::Same),
+            ("404 Not Found", no_route, Fate::Same),
+            ("410 Gone", String::new(), Fate::Same),
+            ("404 Not Found", gone, Fate::Deleted),
+        ] {
+            let client = server(vec![(" /api/v2/workspaces/", head, body.clone())]).await;
+            let look = Look { client, workspace: Uuid::nil(), agent: OLD.parse().unwrap(), pace: AT_ONCE };
+            assert_eq!(timeout(LIMIT, look.ask()).await.unwrap(), fate, "{head} {body}");
+        }
     }
 }

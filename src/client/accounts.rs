@@ -152,11 +152,18 @@ impl Client {
     /// # Errors
     /// Status 404 when there is none.
     pub async fn token(&self, name_or_id: &str) -> Result<Value, HttpError> {
-        let encoded = encode(name_or_id);
-        match self.http.get_json(&format!("{}/{encoded}", tokens_of("me"))).await {
-            Err(error) if error.status() == Some(404) => self.http.get_json(&format!("/api/v2/users/me/keys/{encoded}")).await,
+        match self.http.get_json(&format!("{}/{}", tokens_of("me"), encode(name_or_id))).await {
+            Err(error) if error.status() == Some(404) => self.token_by_id(name_or_id).await,
             done => done,
         }
+    }
+
+    /// One of the user's tokens, by its id alone.
+    ///
+    /// # Errors
+    /// Status 404 when there is none.
+    pub async fn token_by_id(&self, id: &str) -> Result<Value, HttpError> {
+        self.http.get_json(&format!("/api/v2/users/me/keys/{}", encode(id))).await
     }
 
     /// Deletes one of the user's tokens by its id.

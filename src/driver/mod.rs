@@ -5,6 +5,7 @@ pub mod control;
 pub mod datapath;
 pub mod dns;
 pub mod endpoints;
+pub mod files;
 pub mod http;
 pub mod interfaces;
 pub mod pipe;

@@ -86,6 +86,9 @@ fn poll_down(tunnel: &mut Stream, local: &mut TcpStream, cx: &mut Context<'_>) -
 
 /// One piece from the socket to the tunnel; `false` after the last one.
 fn poll_up(tunnel: &mut Stream, local: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    // Once the other direction has ended, this is all that wakes us when the tunnel breaks; it comes before the look at the
+    // room, so that no break falls in between.
+    let _ = tunnel.poll_readable(cx);
     let room = ready!(tunnel.poll_room(cx))?;
     ready!(local.poll_read_ready(cx))?;
     SCRATCH.with_borrow_mut(|scratch| {

@@ -376,6 +376,15 @@ async fn a_carried_connection_ends_each_half_on_its_own_and_breaks_with_either_s
     far.abort();
     let broken = timeout(PATIENCE, carried).await.unwrap().unwrap();
     assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+
+    // Also when one half had ended properly before.
+    let (tunnel, mut far) = connect(&pair, 11).await;
+    let (mut near, carried) = self::carried(tunnel).await;
+    far.shutdown().await.unwrap();
+    assert_eq!(timeout(PATIENCE, near.read(&mut [0])).await.unwrap().unwrap(), 0);
+    far.abort();
+    let broken = timeout(PATIENCE, carried).await.expect("nobody noticed").unwrap();
+    assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 /// A connection of this machine that leads into the tunnel: its other end, and how the carrying ends.

@@ -3,7 +3,7 @@
 use crate::{
     Lab,
     harness::{
-        Server, clean, coder,
+        DeadPort, Server, clean, coder,
         coder::server_command,
         process::{Process, run_within, text},
     },
@@ -107,13 +107,13 @@ fn an_agent_that_is_not_there_is_told() {
 
 #[test]
 fn a_server_that_is_gone_is_told() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = DeadPort::hold();
     let folder = tempfile::tempdir().unwrap();
     for arguments in USES {
         let mut command = Command::new(coder());
         clean(&mut command).args(arguments).env("HOME", folder.path()).env("CODER_CONFIG_DIR", folder.path());
-        command.env("CODER_URL", format!("http://{free}")).env("CODER_SESSION_TOKEN", "a-b");
-        names(&error(command, SOON), &[&free.to_string()]);
+        command.env("CODER_URL", format!("http://{}", nobody.address)).env("CODER_SESSION_TOKEN", "a-b");
+        names(&error(command, SOON), &[&nobody.address.to_string()]);
     }
 }
 

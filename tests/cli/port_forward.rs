@@ -3,7 +3,7 @@
 use crate::{
     Lab,
     harness::{
-        Server, clean, coder,
+        Server, clean, coder, free_port,
         http::{auth, call},
         noise,
         process::{LIMIT, Process, run_within, text, until},
@@ -15,11 +15,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -28,16 +24,6 @@ use std::{
 const SOON: Duration = Duration::from_secs(15);
 /// Largest datagram of the tunnel.
 const DATAGRAM: usize = 1232;
-
-/// A port that nobody has and that the system gives to nobody by itself.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 16_000 + (std::process::id() % 150) as u16 * 100;
-    (0..100)
-        .map(|_| first + NEXT.fetch_add(1, Ordering::Relaxed) % 100)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && UdpSocket::bind(("127.0.0.1", *port)).is_ok())
-        .expect("some port is free")
-}
 
 fn at(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()

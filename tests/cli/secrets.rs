@@ -117,6 +117,13 @@ fn no_output_holds_a_secret() {
         log.add_secret(what, tokens[0]);
         log.add(&made.join(" "), &text(&out.stderr));
     }
+    // A whole token in place of its name, while it lives and afterwards.
+    let named = text(&run(server.coder(&["tokens", "create", "--name", "named"]), b"").stdout).trim().to_owned();
+    log.add_secret("token that is named by itself", &named);
+    for verb in ["view", "remove", "view", "remove"] {
+        let out = run(server.coder(&["tokens", verb, "-v", &named]), b"");
+        log.add(&format!("tokens {verb}"), &(text(&out.stdout) + &text(&out.stderr)));
+    }
     quickstart(&mut log);
 
     agent.signal(Signal::TERM);

@@ -17,12 +17,14 @@ pub mod counters;
 pub mod http;
 pub mod keys;
 pub mod namespace;
+pub mod ports;
 pub mod process;
 pub mod shapes;
 pub mod terminal;
 pub mod usage;
 
 pub use coder::{Server, clean, coder};
+pub use ports::{DeadPort, free_port};
 pub use process::{LIMIT, Process, run, run_within, text, until, until_within};
 
 use std::{fs, os::unix::fs::MetadataExt as _};

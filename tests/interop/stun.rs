@@ -2,8 +2,8 @@
 
 use crate::{
     peers::{
-        Context, Deployment, Front, GO_SERVER, Kind, Lines, Need, Program, Relay, Side, free_tcp_port, free_udp_port, netcheck,
-        region, region_id, runtime,
+        Context, Deployment, Front, GO_SERVER, Kind, Lines, Need, Program, Relay, Side, free_port, netcheck, region, region_id,
+        runtime,
     },
     table::{Cell, Outcome},
 };
@@ -178,7 +178,7 @@ fn on_server(context: &Context, side: Side) -> Outcome {
     runtime = crate::peers::runtime();
     let server = match side {
         Side::Ours => {
-            let address = format!("127.0.0.1:{}", free_tcp_port());
+            let address = format!("127.0.0.1:{}", free_port());
             front = runtime.block_on(Front::far(address.parse()?));
             let access_url = format!("http://127.0.0.1:{}", front.port);
             own = Deployment::ours(context, &[], &["--http-address", &address, "--access-url", &access_url]);
@@ -276,11 +276,11 @@ fn same_verdicts(context: &Context, situation: Situation) -> Outcome {
                 map.regions.insert(second, Region { nodes: vec![node], ..Region::default() });
             }
             Situation::DeadStun => {
-                let dead = Some(free_udp_port());
+                let dead = Some(free_port());
                 map.regions.values_mut().flat_map(|r| &mut r.nodes).for_each(|node| node.stun_port = dead);
             }
             Situation::DeadRelay => {
-                let mut region = region(free_tcp_port());
+                let mut region = region(free_port());
                 region.nodes.iter_mut().for_each(|node| node.name = "8a".into());
                 map.regions.insert(second, region);
             }

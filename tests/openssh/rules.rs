@@ -6,7 +6,7 @@ use crate::{
 };
 use std::{
     net::{Ipv4Addr, TcpListener},
-    process::Output,
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 use tailnet::agent::{Profile, ssh::Rules};
@@ -19,6 +19,14 @@ fn host(tools: &[&str], rules: Rules) -> Option<Host> {
 
 fn client(host: &Host, program: &str, arguments: &[&str]) -> Output {
     finish(host.client(program, arguments).spawn().unwrap())
+}
+
+fn rsync(host: &Host, from: &str, to: &str) -> Output {
+    let shell =
+        format!("ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p {}", host.port);
+    let mut rsync = Command::new("rsync");
+    rsync.args(["-e", &shell, from, to]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(rsync.spawn().unwrap())
 }
 
 #[test]
@@ -36,16 +44,21 @@ fn a_transfer_that_is_blocked_is_told_by_each_program_and_writes_nothing() {
     }
     let output = client(&host, "sftp", &["-b", "/dev/null", "x@127.0.0.1"]);
     assert!(!output.status.success() && text(&output.stderr).contains(SAID), "{output:?}");
-    let shell =
-        format!("ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -p {}", host.port);
-    let mut rsync = std::process::Command::new("rsync");
-    rsync.args(["-e", &shell, from, &to]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    let output = finish(rsync.spawn().unwrap());
+    // It takes the words for another protocol, so they are looked at without it.
+    let output = rsync(&host, from, &to);
     assert!(!output.status.success(), "{output:?}");
     assert!(!there.exists());
-    let output = host.run(&[], "/bin/nc -l 1", b"");
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(65), format!("\u{2}{SAID}\n")));
+    for command in ["/bin/nc -l 1", "rsync --server . /x"] {
+        let output = host.run(&[], command, b"");
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(65), format!("\u{2}{SAID}\n")), "{command}");
+    }
     assert_eq!(text(&host.run(&[], "echo still here", b"").stdout), "still here\n");
+    drop(host);
+    // Nothing but the rule was in its way.
+    let Some(host) = self::host(&["ssh", "rsync"], Rules::default()) else { return };
+    let output = rsync(&host, from, &to);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read(&there).unwrap(), b"bytes");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     harness::{
-        LIMIT, Process,
+        DeadPort, LIMIT, Process, free_port,
         keys::{KEY_TOOLS, Keys},
         noise,
         process::{text, until},
@@ -57,10 +57,6 @@ fn web(body: Vec<u8>) -> u16 {
     })
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
 /// An `ssh -N` with these forwards, once it has said that they stand.
 fn forward(laptop: &Laptop, options: &[&str]) -> Process {
     let all = [&["-v", "-N", "-o", "ExitOnForwardFailure=yes", "-o", "LogLevel=DEBUG1"], options, &[HOST]].concat();
@@ -95,8 +91,8 @@ fn ports_are_forwarded_to_and_from_the_workspace_and_by_socks() {
         let there = format!("curl -sS --noproxy '*' http://127.0.0.1:{remote}/");
         assert!(laptop.ok(laptop.openssh("ssh", &[HOST, &there]), b"").stdout == body, "-R");
         // What nobody listens on is refused, and the forward goes on.
-        let nobody = free_port();
-        let refused = laptop.command("curl", &["-sS", "--proxy", &by, &format!("http://127.0.0.1:{nobody}/")]);
+        let nobody = DeadPort::hold();
+        let refused = laptop.command("curl", &["-sS", "--proxy", &by, &format!("http://{}/", nobody.address)]);
         assert!(!crate::harness::run(refused, b"").status.success());
         assert!(curl(laptop, &["--proxy", &by, &format!("http://127.0.0.1:{web}/")]) == body, "-D after a refusal");
     });

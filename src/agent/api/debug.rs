@@ -7,11 +7,49 @@ use crate::{
 };
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
 
-/// The agent writes its log to standard error alone, and what it wrote is not kept.
-pub(super) fn logs() -> Answer {
-    Answer::text(StatusCode::NOT_FOUND, "this agent keeps no log: look where its standard error goes\n")
+/// Most of the log that is shown: its end.
+const MAX_LOG: u64 = 1 << 20;
+
+/// The end of the agent's log, if it is kept in a file.
+pub(super) async fn logs(file: Option<PathBuf>) -> Answer {
+    let Some(path) = file else {
+        let none = "this agent keeps no log: look where its standard error goes, or start it with --log-dir\n";
+        return Answer::text(StatusCode::NOT_FOUND, none);
+    };
+    let shown = path.display().to_string();
+    let read = tokio::task::spawn_blocking(move || tail(&path, MAX_LOG)).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    match read {
+        Ok(text) => Answer::text(StatusCode::OK, text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Answer::text(StatusCode::NOT_FOUND, format!("the log {shown} of --log-dir is not there\n"))
+        }
+        Err(error) => {
+            Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read the log {shown} of --log-dir: {error}\n"))
+        }
+    }
+}
+
+/// The last lines of a file, `most` bytes of them at most.
+fn tail(path: &Path, most: u64) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let from = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    // It grows meanwhile.
+    file.take(most).read_to_end(&mut bytes)?;
+    if from > 0 {
+        // Perhaps it begins in the middle of a line.
+        let line = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+        bytes.drain(..line);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn closed() -> Answer {
@@ -82,5 +120,26 @@ fn counted(out: &mut String, name: &str, value: &Value) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_the_log_is_shown_in_whole_lines_and_without_one_the_flag_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let missing = logs(Some(path.clone())).await;
+        let none = logs(None).await;
+        for answer in [missing, none] {
+            assert!(answer.status == StatusCode::NOT_FOUND && answer.body.contains("--log-dir"), "{answer:?}");
+        }
+        std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(logs(Some(path.clone())).await, Answer::text(StatusCode::OK, "one\ntwo\nthree\n"));
+        for (most, shown) in [(14, "one\ntwo\nthree\n"), (13, "two\nthree\n"), (9, "three\n"), (3, "")] {
+            assert_eq!(tail(&path, most).unwrap(), shown, "{most}");
+        }
     }
 }

@@ -4,12 +4,16 @@ use super::Answer;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BinaryHeap,
     fs, io,
     path::{Component, Path, PathBuf},
 };
+use tokio::sync::Semaphore;
 
 /// Most entries that are told; the first by name.
 const MAX_ENTRIES: usize = 20_000;
+/// Folders that are read at the same time. A file system that hangs holds a thread each, and threads are the process's.
+static PLACES: Semaphore = Semaphore::const_new(4);
 
 #[derive(Debug, Deserialize)]
 struct Wanted {
@@ -49,7 +53,14 @@ pub(super) async fn answer(body: &[u8], home: &Path) -> Answer {
     };
     let folder = join(base, &wanted.path);
     let shown = folder.display().to_string();
-    let listed = tokio::task::spawn_blocking(move || list(&folder)).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    // Nobody closes it.
+    let place = PLACES.acquire().await;
+    let listing = move || {
+        // Until the folder is read, not until nobody waits for it.
+        let _place = place;
+        list(&folder, MAX_ENTRIES)
+    };
+    let listed = tokio::task::spawn_blocking(listing).await.unwrap_or_else(|e| Err(io::Error::other(e)));
     match listed {
         Ok(listing) => Answer::json(StatusCode::OK, &listing),
         Err(error) => {
@@ -78,8 +89,9 @@ fn join(base: &Path, words: &[String]) -> PathBuf {
     out
 }
 
-fn list(folder: &Path) -> io::Result<Listing> {
-    let mut contents = Vec::new();
+/// The first `most` entries by name. No more of them are kept than that, however many there are.
+fn list(folder: &Path, most: usize) -> io::Result<Listing> {
+    let mut contents = BinaryHeap::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         contents.push(Entry {
@@ -87,14 +99,15 @@ fn list(folder: &Path) -> io::Result<Listing> {
             absolute_path_string: entry.path().to_string_lossy().into_owned(),
             is_dir: entry.file_type().is_ok_and(|kind| kind.is_dir()),
         });
+        if contents.len() > most {
+            contents.pop();
+        }
     }
-    contents.sort_unstable();
-    contents.truncate(MAX_ENTRIES);
     let names = folder.components().filter(|c| matches!(c, Component::Normal(_)));
     Ok(Listing {
         absolute_path: names.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect(),
         absolute_path_string: folder.to_string_lossy().into_owned(),
-        contents,
+        contents: contents.into_sorted_vec(),
     })
 }
 
@@ -129,6 +142,27 @@ mod tests {
         let deeper = json!({ "path": ["sub", "..", "sub/./"], "relativity": "home" });
         assert_eq!(ask(&deeper, home.path()).await.1["absolute_path_string"], at("sub"));
         assert_eq!(ask(&json!({ "path": ["..", ".."], "relativity": "root" }), home.path()).await.1["absolute_path"], json!([]));
+    }
+
+    #[test]
+    fn of_too_many_entries_the_first_by_name_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["d", "b", "e", "a", "c"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let names = |most| list(folder.path(), most).unwrap().contents.into_iter().map(|e| e.name).collect::<Vec<_>>();
+        assert_eq!((names(2), names(5)), (vec!["a".into(), "b".into()], ["a", "b", "c", "d", "e"].map(String::from).to_vec()));
+    }
+
+    #[tokio::test]
+    async fn a_folder_waits_while_all_places_are_taken() {
+        let home = tempfile::tempdir().unwrap();
+        let body = json!({ "path": [], "relativity": "home" });
+        let taken = PLACES.acquire_many(4).await.unwrap();
+        let mut waiting = std::pin::pin!(ask(&body, home.path()));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(taken);
+        assert_eq!(waiting.await.0, 200);
     }
 
     #[tokio::test]

@@ -62,6 +62,8 @@ struct Shared {
     traffic: Traffic,
     ssh: Server,
     home: PathBuf,
+    /// The agent's own log, if it is kept in a file.
+    log: Option<PathBuf>,
     manifest: RwLock<Arc<Value>>,
     ports: ListeningPorts,
     places: Semaphore,
@@ -106,12 +108,13 @@ impl Answer {
 }
 
 impl Api {
-    pub(crate) fn new(tailnet: Tailnet, traffic: Traffic, ssh: Server, manifest: Value) -> Self {
+    pub(crate) fn new(tailnet: Tailnet, traffic: Traffic, ssh: Server, manifest: Value, log: Option<PathBuf>) -> Self {
         let shared = Shared {
             tailnet,
             traffic,
             ssh,
             home: Account::current().home,
+            log,
             manifest: RwLock::new(Arc::new(manifest)),
             ports: ListeningPorts::default(),
             places: Semaphore::new(MAX_REQUESTS),
@@ -164,7 +167,7 @@ impl Api {
             "/api/v0/listening-ports" => Answer::json(StatusCode::OK, &json!({ "ports": *shared.ports.list().await })),
             "/api/v0/netcheck" => netcheck::answer(&shared.tailnet).await,
             "/api/v0/list-directory" => folders::answer(body, &shared.home).await,
-            "/debug/logs" => debug::logs(),
+            "/debug/logs" => debug::logs(shared.log.clone()).await,
             "/debug/manifest" => {
                 let manifest = Arc::clone(&shared.manifest.read().unwrap_or_else(PoisonError::into_inner));
                 Answer::text(StatusCode::OK, format!("{manifest:#}\n"))

@@ -81,7 +81,7 @@ impl World {
             ..Manifest::default()
         };
         let ssh = Server::new(Profile::default());
-        let services = Services::start(AGENT, agent, ssh, api::describe(&manifest)).await.unwrap();
+        let services = Services::start(AGENT, agent, ssh, api::describe(&manifest), None).await.unwrap();
         for (node, other) in [(&client, agent_addresses(AGENT)[0]), (&services.tailnet, client.addresses()[0])] {
             let mut path = node.watch_path(other).await.unwrap();
             timeout(PATIENCE, path.wait_for(Option::is_some)).await.expect("they never met").unwrap();

@@ -6,7 +6,7 @@ use crate::agent::{
     environment::{Profile, Sources, Terminal, prefer_utf8},
 };
 use pty_process::Pty;
-use rustix::process::{Pid, Signal, kill_process_group, setsid};
+use rustix::process::{Pid, Signal, kill_process_group, setsid, test_kill_process_group};
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -76,6 +76,11 @@ impl Group {
         if let Err(error) = kill_process_group(self.0, signal) {
             tracing::debug!(?signal, %error, "no process took the signal");
         }
+    }
+
+    /// Whether there is anything left of it.
+    pub(in crate::agent) fn lives(self) -> bool {
+        test_kill_process_group(self.0).is_ok()
     }
 }
 

@@ -351,7 +351,10 @@ async fn foreign_channel_types_are_refused_as_observed() {
 #[tokio::test]
 async fn a_forward_to_a_closed_port_tells_why_and_leaves_nothing_behind() {
     let expected = observed("direct-tcpip to a closed port")["failure_code"].as_u64().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // Held, so that nobody else comes to listen on it.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = closed.local_addr().unwrap().port();
     let server = server();
     let (client, _) = connect(&server).await;
     for to in [u32::from(port), 70_000] {

@@ -167,7 +167,7 @@ fn derp(map: &RelayMap, nodes: &[(RegionId, Node)], own: Result<&Report, String>
         regions.insert(id.to_string(), RegionReport { healthy, severity, warnings, region, node_reports });
     }
     let (severity, warnings) = judge::all(&regions, own.as_ref().ok().and_then(|report| report.mapping_varies));
-    let healthy = regions.values().all(|region| region.healthy);
+    let healthy = !regions.is_empty() && regions.values().all(|region| region.healthy);
     let netcheck_logs = own.as_ref().map(|report| vec![told(report)]).unwrap_or_default();
     let netcheck = own.as_ref().ok().map(|report| netcheck(nodes, report, os_has_ipv6));
     Derp { severity, warnings, dismissed: false, healthy, regions, netcheck, netcheck_err: own.err(), netcheck_logs }

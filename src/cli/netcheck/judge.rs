@@ -46,8 +46,11 @@ pub(super) fn node(report: &NodeReport, relays: bool) -> (Severity, Vec<Warning>
     (severity, warnings)
 }
 
-/// A region. Of several nodes one may fail.
+/// A region. Of several nodes one may fail; without any it is of no use to anybody.
 pub(super) fn region(nodes: &[NodeReport]) -> (Severity, Vec<Warning>) {
+    if nodes.is_empty() {
+        return (Severity::Error, vec![warning("EDERP03", "This region has no node: nothing can go by it.")]);
+    }
     let mut warnings: Vec<Warning> = nodes.iter().flat_map(|n| n.warnings.clone()).collect();
     let worst = nodes.iter().map(|n| n.severity).max().unwrap_or(Severity::Ok);
     let broken = nodes.iter().filter(|n| n.severity == Severity::Error).count();
@@ -61,7 +64,10 @@ pub(super) fn region(nodes: &[NodeReport]) -> (Severity, Vec<Warning>) {
 /// All regions together, and what they say about the NAT in front of us.
 pub(super) fn all(regions: &BTreeMap<String, RegionReport>, mapping_varies: Option<bool>) -> (Severity, Vec<Warning>) {
     let mut warnings: Vec<Warning> = regions.values().flat_map(|r| r.warnings.clone()).collect();
-    let mut severity = regions.values().map(|r| r.severity).max().unwrap_or(Severity::Ok);
+    let mut severity = regions.values().map(|r| r.severity).max().unwrap_or(Severity::Error);
+    if regions.is_empty() {
+        warnings.push(warning("EDERP03", "The deployment has no relay: workspaces are not reached by any."));
+    }
     let stun = || regions.values().flat_map(|r| &r.node_reports).map(|n| &n.stun);
     if stun().any(|s| s.enabled) && !stun().any(|s| s.can) {
         warnings.push(warning("ESTUN01", "No STUN server answers: direct connections work inside this network only."));

@@ -114,6 +114,7 @@ fn each_fault_has_its_code_and_severity() {
         ("dead", vec![(Some(dead()), None)], Severity::Error, false, &[]),
         ("one of two dead", vec![(Some(dead()), None), (Some(well()), None)], Severity::Warning, true, &["EDERP02"]),
         ("both dead", vec![(Some(dead()), None), (Some(dead()), None)], Severity::Error, false, &[]),
+        ("no node", vec![], Severity::Error, false, &["EDERP03"]),
         ("no stun answers", vec![(None, Some(silent()))], Severity::Error, false, &["ESTUN01"]),
         ("one stun answers", vec![(None, Some(silent())), (None, Some(sees_us()))], Severity::Warning, true, &["EDERP02"]),
     ];
@@ -122,6 +123,9 @@ fn each_fault_has_its_code_and_severity() {
         assert_eq!((document.derp.severity, document.derp.healthy), (severity, healthy), "{name}: {json:#}");
         assert_eq!(codes(&json["derp"]["warnings"]), told, "{name}");
     }
+    let none = RelayMap::from_json(&json!({ "Regions": {} })).unwrap();
+    let json = serde_json::to_value(Document::new(&none, &[], Err("no region".into()), true, &Ok(lo().to_vec()))).unwrap();
+    assert_eq!((codes(&json["derp"]["warnings"]), &json["derp"]["healthy"]), (vec!["EDERP03"], &json!(false)));
     let hard = Report { mapping_varies: Some(true), ..home() };
     let (_, json) = document(vec![(Some(well()), Some(sees_us()))], &hard, &lo());
     assert_eq!((codes(&json["derp"]["warnings"]), &json["derp"]["severity"]), (vec!["ESTUN02"], &json!("warning")));

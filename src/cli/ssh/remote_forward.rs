@@ -2,7 +2,8 @@
 //!
 //! Data of a forwarded connection waits in a queue of its own, so that a local program that is slow does not hold the
 //! session up at once: russh gives window back on receipt and its client offers no way to hold it. From 16 MiB on the
-//! whole connection is slowed down, beyond [`MAX_WAITING`] the local program counts as stuck and its connection is closed.
+//! whole connection is slowed down. All forwards of a session share [`MAX_WAITING`]: beyond it a local program for which more
+//! than its part waits counts as stuck, and its connection is closed.
 
 use crate::{agent::ssh::input::Input, cli::output};
 use anyhow::Context as _;
@@ -14,7 +15,10 @@ use russh::{
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -30,8 +34,10 @@ const MAX_CONNECTIONS: usize = 256;
 const CONNECT: Duration = Duration::from_secs(30);
 /// Bytes above which the connection is slowed down.
 const SLOW_FROM: usize = 16 << 20;
-/// Bytes that one stuck local program may leave here.
+/// Bytes that stuck local programs may leave here together.
 const MAX_WAITING: usize = 64 << 20;
+/// What waits for a program that reads is less: none is closed for what others leave. So there is never twice the above.
+const PART: usize = MAX_WAITING / MAX_CONNECTIONS;
 
 /// The flag.
 #[derive(Debug, Clone, Default, Args)]
@@ -93,11 +99,13 @@ fn parse(text: &str) -> Result<RemoteForward, String> {
 pub(super) struct Forwards {
     open: Arc<Mutex<Vec<RemoteForward>>>,
     slots: Arc<Semaphore>,
+    /// Bytes that wait for all local programs.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Default for Forwards {
     fn default() -> Self {
-        Self { open: Arc::default(), slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        Self { open: Arc::default(), slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)), waiting: Arc::default() }
     }
 }
 
@@ -152,12 +160,13 @@ impl Forwards {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
+        let waiting = Waiting { all: Arc::clone(&self.waiting), own: AtomicUsize::new(0) };
         tokio::spawn(async move {
             let _slot = slot;
             match to.connect().await {
                 Ok(socket) => {
                     reply.accept().await;
-                    socket.carry(channel).await;
+                    socket.carry(channel, &waiting).await;
                 }
                 Err(error) => {
                     tracing::warn!(?to, %error, "a forwarded connection has no local end");
@@ -165,6 +174,35 @@ impl Forwards {
                 }
             }
         });
+    }
+}
+
+/// The bytes that wait for one local program, as a part of what waits for all of a session.
+#[derive(Debug)]
+struct Waiting {
+    all: Arc<AtomicUsize>,
+    own: AtomicUsize,
+}
+
+impl Waiting {
+    /// So many are there now; whether the program counts as stuck.
+    fn set(&self, own: usize) -> bool {
+        let before = self.own.swap(own, Ordering::Relaxed);
+        // The others' changes come in between, and none of them is lost. It wraps where this one has become less.
+        let change = own.wrapping_sub(before);
+        let all = self.all.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+        own > PART && all > MAX_WAITING
+    }
+
+    /// So many were given to the program.
+    fn gave(&self, bytes: usize) {
+        self.set(self.own.load(Ordering::Relaxed).saturating_sub(bytes));
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -190,22 +228,27 @@ impl Local {
 }
 
 impl Socket {
-    async fn carry(self, channel: Channel<Msg>) {
+    async fn carry(self, channel: Channel<Msg>, waiting: &Waiting) {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                carry(channel, reader, writer).await;
+                carry(channel, waiting, reader, writer).await;
             }
             Self::Unix(stream) => {
                 let (reader, writer) = stream.into_split();
-                carry(channel, reader, writer).await;
+                carry(channel, waiting, reader, writer).await;
             }
         }
     }
 }
 
 /// Carries bytes until both directions have ended, each by itself.
-async fn carry(channel: Channel<Msg>, mut reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin) {
+async fn carry(
+    channel: Channel<Msg>,
+    waiting: &Waiting,
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+) {
     let (mut incoming, outgoing) = channel.split();
     let input = Input::default();
     let take = async {
@@ -213,7 +256,7 @@ async fn carry(channel: Channel<Msg>, mut reader: impl AsyncRead + Unpin, mut wr
             match incoming.wait().await {
                 Some(ChannelMsg::Data { data }) => {
                     let waits = input.push(&data);
-                    if waits > MAX_WAITING {
+                    if waiting.set(waits) {
                         tracing::warn!("a local program does not read what is forwarded to it; its connection is closed");
                         return;
                     }
@@ -233,8 +276,11 @@ async fn carry(channel: Channel<Msg>, mut reader: impl AsyncRead + Unpin, mut wr
     };
     let up = async {
         while let Some(data) = input.next().await {
+            waiting.gave(data.len());
             if writer.write_all(&data).await.is_err() {
-                return input.discard();
+                input.discard();
+                waiting.set(0);
+                return;
             }
         }
         let _ = writer.shutdown().await;
@@ -255,6 +301,22 @@ async fn carry(channel: Channel<Msg>, mut reader: impl AsyncRead + Unpin, mut wr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_forwards_share_what_may_wait_and_only_who_has_more_than_its_part_is_stuck() {
+        let all = Arc::new(AtomicUsize::new(0));
+        let connection = || Waiting { all: Arc::clone(&all), own: AtomicUsize::new(0) };
+        let (slow, stuck, quick) = (connection(), connection(), connection());
+        assert!(!slow.set(MAX_WAITING - PART) && !quick.set(PART));
+        assert!(stuck.set(PART + 1), "together they are too many");
+        assert!(!quick.set(PART) && !quick.set(1), "it reads");
+        drop(stuck);
+        assert!(!slow.set(MAX_WAITING - PART) && slow.set(MAX_WAITING));
+        slow.gave(MAX_WAITING);
+        assert_eq!(all.load(Ordering::Relaxed), 1);
+        drop((slow, quick));
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn forwards_are_read_as_the_go_command_line_reads_them() {

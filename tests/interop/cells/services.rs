@@ -3,7 +3,7 @@
 
 use super::{Session, Side, Way, succeeded};
 use crate::{
-    harness::{LIMIT, Process, noise, run_within, text, until_within},
+    harness::{LIMIT, Process, free_port, noise, run_within, text, until_within},
     table::step,
 };
 use anyhow::{Context as _, ensure};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     thread,
@@ -59,7 +59,7 @@ impl Session {
     }
 
     fn forwards(&self) -> anyhow::Result<()> {
-        let (echo, local, remote) = (echo()?, free_port()?, free_port()?);
+        let (echo, local, remote) = (echo()?, free_port(), free_port());
         let there = format!("{local}:127.0.0.1:{echo}");
         let back = format!("{remote}:127.0.0.1:{echo}");
         let flags = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", &there, "-R", &back, self.workspace()];
@@ -73,7 +73,7 @@ impl Session {
 
     fn port_forward(&self) -> anyhow::Result<()> {
         let (tcp, udp) = (echo()?, echo_datagrams()?);
-        let (local_tcp, local_udp) = (free_port()?, free_udp_port()?);
+        let (local_tcp, local_udp) = (free_port(), free_port());
         let (tcp, udp) = (format!("{local_tcp}:{tcp}"), format!("{local_udp}:{udp}"));
         let mut forward =
             Process::start("port-forward", self.cli(&["port-forward", self.workspace(), "--tcp", &tcp, "--udp", &udp]));
@@ -191,13 +191,4 @@ fn echo_datagrams() -> anyhow::Result<u16> {
         }
     });
     Ok(port)
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn free_udp_port() -> anyhow::Result<u16> {
-    let address: SocketAddr = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    Ok(address.port())
 }

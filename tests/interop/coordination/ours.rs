@@ -3,7 +3,7 @@
 use super::{ROW, UNKNOWN_CALL};
 use crate::{
     harness::LIMIT,
-    peers::{Context, GO_SERVER, Lines, Need, Program, free_tcp_port, region, runtime, secret},
+    peers::{Context, GO_SERVER, Lines, Need, Program, free_port, region, runtime, secret},
     table::{Cell, Outcome},
 };
 use anyhow::{Context as _, anyhow, bail, ensure};
@@ -61,7 +61,7 @@ impl World {
     /// With this relay map; direct paths only where `direct` is set.
     fn start(context: &Context, direct: bool, relays: impl FnOnce(&Runtime) -> RelayMap) -> anyhow::Result<Self> {
         let runtime = runtime();
-        let (agent_id, port) = (Uuid::new_v4(), free_tcp_port());
+        let (agent_id, port) = (Uuid::new_v4(), free_port());
         let map = relays(&runtime);
         let mut coordinator = coordinator(context, port, agent_id, &map);
         let (agent, agent_control) = runtime.block_on(async {

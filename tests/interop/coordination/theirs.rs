@@ -108,7 +108,7 @@ fn relay_map(context: &Context) -> Outcome {
     let mut world = World::start(context);
     let stun = |map: &Value| map["map"]["Regions"]["999"]["Nodes"][0]["STUNPort"].clone();
     let mut ports = Vec::new();
-    for port in [None, Some(crate::peers::free_udp_port())] {
+    for port in [None, Some(crate::peers::free_port())] {
         if let Some(port) = port {
             world.deployment.kill_server();
             world.client.event("maps_ended");

@@ -70,7 +70,7 @@ impl Deployment {
     /// A Go server with these settings beside the usual ones. Its relay map has no STUN unless they say so.
     pub fn go(context: &Context, workspaces: &[&str], settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let address = format!("127.0.0.1:{}", super::free_tcp_port());
+        let address = format!("127.0.0.1:{}", super::free_port());
         let url = format!("http://{address}");
         let mut command = context.program(Program::Server);
         clean(&mut command).arg("server").current_dir(dir.path());

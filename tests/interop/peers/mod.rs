@@ -8,6 +8,7 @@ pub mod postgres;
 pub mod programs;
 pub mod relays;
 
+pub use crate::harness::free_port;
 pub use deployment::{Deployment, Side};
 pub use front::Front;
 pub use lines::Lines;
@@ -19,7 +20,7 @@ use crate::figures::Figures;
 use rustix::process::Pid;
 use std::{
     collections::BTreeSet,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::runtime::{Builder, Runtime};
@@ -164,16 +165,6 @@ fn once<T: Clone>(cell: &Mutex<Option<Result<T, String>>>, make: impl FnOnce() -
 /// A runtime for one cell: its tasks run on while the cell's own thread waits for a Go process.
 pub fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be started")
-}
-
-/// A port of loopback that was free a moment ago, for programs that cannot be asked which one they took.
-pub fn free_tcp_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map(|a| a.port()).expect("loopback has a free port")
-}
-
-/// As [`free_tcp_port`], for UDP.
-pub fn free_udp_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).map(|a| a.port()).expect("loopback has a free port")
 }
 
 /// Splits `http://HOST:PORT`.

@@ -1,6 +1,6 @@
 //! Relays of all sides, and the maps that lead to them.
 
-use super::{Context, Deployment, Need, Program, free_tcp_port, free_udp_port, socket_address};
+use super::{Context, Deployment, Need, Program, free_port, socket_address};
 use crate::harness::{self, Process};
 use anyhow::bail;
 use serde_json::Value;
@@ -72,7 +72,7 @@ impl Relay {
 
     fn derper(context: &Context) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (port, stun) = (free_tcp_port(), free_udp_port());
+        let (port, stun) = (free_port(), free_port());
         let mut command = context.program(Program::Derper);
         command.current_dir(dir.path()).env("HOME", dir.path());
         command.args(["-a", &format!("127.0.0.1:{port}"), "-stun-port", &stun.to_string(), "-http-port", "-1", "-c"]);

@@ -6,7 +6,7 @@ use super::{
     streams::{accept, dial, within},
     transfers::well,
 };
-use crate::{peers::free_tcp_port, table::Outcome};
+use crate::{harness::DeadPort, table::Outcome};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -83,7 +83,8 @@ pub async fn refused(pair: &mut Pair<'_>, dialler: Dialler, way: Way) -> Outcome
     match dialler {
         Dialler::Ours => {
             // A Go node hands what nobody takes to its host.
-            let port = free_tcp_port();
+            let nobody = DeadPort::hold();
+            let port = nobody.port();
             let failed = timeout(AT_ONCE, pair.ours.tailnet.dial_tcp(pair.go.at(port))).await.context("the dial hangs")?;
             let failed = failed.err().context("somebody took the connection")?;
             ensure!(failed == DialError::Refused(port), "{failed}");
