@@ -200,9 +200,7 @@ impl<'a> Pair<'a> {
         timeout(LIMIT, direct).await.context("our path does not become direct")??;
         let theirs = async {
             loop {
-                self.go.ask(json!({ "op": "status" }));
-                let status = self.go.event("status", |_| true).await?;
-                if status["peers"].as_array().is_some_and(|peers| peers.iter().any(|p| p["direct"].as_str() != Some(""))) {
+                if self.go_says_direct().await? {
                     return Ok::<_, anyhow::Error>(());
                 }
                 // Only what is sent makes it look for a way.
@@ -222,6 +220,13 @@ impl<'a> Pair<'a> {
         };
         timeout(LIMIT, settled).await.context("the Go node does not stay with the direct way")??;
         Ok(begin.elapsed())
+    }
+
+    /// Whether the Go node says that it sends direct.
+    pub async fn go_says_direct(&mut self) -> Result<bool, anyhow::Error> {
+        self.go.ask(json!({ "op": "status" }));
+        let status = self.go.event("status", |_| true).await?;
+        Ok(status["peers"].as_array().is_some_and(|peers| peers.iter().any(|p| p["direct"].as_str() != Some(""))))
     }
 
     pub async fn counters(&self) -> Result<Counters, anyhow::Error> {
