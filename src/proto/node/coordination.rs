@@ -130,7 +130,8 @@ impl Node {
             Change::Program(ix) => {
                 let first = self.peers.iter().filter(|(_, p)| p.programmed).count() == 1;
                 let Some(peer) = self.peers.get(ix) else { return };
-                self.wg.add_peer(ix, peer.facts.key);
+                let key = peer.facts.key;
+                self.wg.add_peer(ix, key);
                 self.paths.upsert_peer(now, ix, addrs(&peer.facts));
                 let addresses = peer.facts.addresses.clone();
                 self.update_route(ix);
@@ -140,6 +141,9 @@ impl Node {
                 }
                 self.events.push_back(Event::PeerUp { id });
                 self.start_waiting(now, &addresses);
+                if let Some((via, initiation)) = self.strangers.take(now, &key) {
+                    self.handle_datagram(now, via, &initiation);
+                }
             }
             Change::Update(ix) => {
                 let Some(peer) = self.peers.get(ix) else { return };

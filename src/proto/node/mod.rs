@@ -29,6 +29,7 @@ mod lost;
 mod peers;
 mod send;
 mod settle;
+mod strangers;
 mod transmit;
 
 #[cfg(test)]
@@ -56,6 +57,7 @@ use std::{
     net::Ipv6Addr,
     time::Duration,
 };
+use strangers::Strangers;
 use uuid::Uuid;
 
 /// What kind of node this is.
@@ -104,6 +106,7 @@ pub struct Node {
     relays: Relays,
     netstack: Netstack,
     peers: Peers,
+    strangers: Strangers,
     dials: Dials,
     pings: Pings,
     control: Control,
@@ -150,6 +153,7 @@ impl Node {
             netstack,
             disco,
             peers: Peers::default(),
+            strangers: Strangers::default(),
             dials: Dials::default(),
             pings: Pings::default(),
             control: Control::default(),
@@ -211,6 +215,9 @@ impl Node {
                     self.paths.handle_replay(now, via);
                 } else {
                     self.counters.drops.wireguard += 1;
+                }
+                if let wg::Reject::UnknownPeer(key) = reject {
+                    self.strangers.hold(now, key, *via, d);
                 }
                 return;
             }

@@ -200,6 +200,21 @@ fn an_agent_says_ready_for_every_node_and_a_client_waits_for_it() {
 }
 
 #[test]
+fn a_handshake_that_runs_ahead_of_its_senders_announcement_is_answered_when_that_comes() {
+    let mut pair = Pair::new();
+    let (client, agent) = pair.exchange();
+    pair.client.tell(pair.now, AGENT, PeerUpdateKind::Node, Some(agent));
+    pair.client.tell(pair.now, AGENT, PeerUpdateKind::ReadyForHandshake, None);
+    pair.dial(22);
+    pair.run(Duration::from_millis(500));
+    assert!(pair.client.dialed.is_empty());
+    pair.agent.tell(pair.now, CLIENT, PeerUpdateKind::Node, Some(client));
+    pair.run(Duration::from_millis(10));
+    assert_eq!(pair.client.dialed.len(), 1);
+    assert_eq!(pair.client.node.counters().initiations_sent, 1);
+}
+
+#[test]
 fn junk_and_damaged_datagrams_are_counted_and_change_nothing() {
     let mut pair = Pair::new();
     let flow = pair.connected();

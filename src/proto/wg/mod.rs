@@ -64,7 +64,7 @@ pub enum Reject {
     Malformed,
     /// An initiation from a key that is no peer's.
     #[error("unknown peer")]
-    UnknownPeer,
+    UnknownPeer(NodeKey),
     /// No peer or session has this receiver index, or the session is too old.
     #[error("no such session")]
     NoSession,
@@ -306,7 +306,8 @@ impl WireGuard {
         }
         let secret = x25519::StaticSecret::from(*self.shared.secret.expose());
         let half = parse_handshake_anon(&secret, &self.public, &initiation).map_err(|_| Reject::Forged)?;
-        self.by_key.get(&NodeKey::from(half.peer_static_public)).copied().ok_or(Reject::UnknownPeer)
+        let key = NodeKey::from(half.peer_static_public);
+        self.by_key.get(&key).copied().ok_or(Reject::UnknownPeer(key))
     }
 
     /// Seals an IP packet into `out`, which must hold the packet padded to 16 bytes and 32 more. Returns the length.

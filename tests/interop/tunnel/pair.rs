@@ -126,7 +126,8 @@ impl<'a> Pair<'a> {
         Ok(pair)
     }
 
-    /// Tells both of each other, the Go node first, now and whenever one of them changes.
+    /// Tells both of each other, the Go node first, now and whenever one of them changes. What it sends at once runs ahead
+    /// of our hearing of it.
     fn introduce(&mut self) {
         self.introduction = JoinSet::new();
         let (mut own, requests, id) = (self.ours.tailnet.own_node(), self.go.requests(), self.ours.id);
@@ -145,7 +146,7 @@ impl<'a> Pair<'a> {
         let mut told = self.go.told.clone();
         let before = *told.borrow_and_update();
         self.introduction.spawn(async move {
-            // We ask for a handshake at once: a coordinator has us do so when the other side says that it is ready.
+            // As a coordinator tells us when the other side says that it is ready.
             if told.wait_for(|count| *count > before).await.is_err() {
                 return;
             }
