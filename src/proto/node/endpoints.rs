@@ -70,9 +70,12 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
-    /// Whether those who know `before` have to be told.
+    /// Whether those who know `before` have to be told. Another order of the endpoints is no news: it changes with every
+    /// look at the STUN servers, and each announcement has all peers reconfigure themselves.
     pub(super) fn tells_more_than(&self, before: &Self) -> bool {
-        let same = self.home == before.home && self.endpoints == before.endpoints && self.addresses == before.addresses;
+        let set = |endpoints: &[SocketAddr]| endpoints.iter().copied().collect::<BTreeSet<_>>();
+        let same =
+            self.home == before.home && set(&self.endpoints) == set(&before.endpoints) && self.addresses == before.addresses;
         !same || !self.measured.is_subset(&before.measured)
     }
 
@@ -114,6 +117,20 @@ mod tests {
         endpoints.handle_public(secs(2), addr("2.2.2.2:2"));
         let expected = ["2.2.2.2:2", "1.1.1.1:1", "10.0.0.1:7", "10.0.0.2:7"].map(addr);
         assert_eq!(endpoints.list(secs(3)), expected);
+    }
+
+    #[test]
+    fn another_order_of_the_endpoints_is_no_news_and_another_endpoint_is() {
+        let announcement = |endpoints: &[&str]| Announcement {
+            home: RegionId::new(1).unwrap(),
+            endpoints: endpoints.iter().map(|text| addr(text)).collect(),
+            addresses: Vec::new(),
+            measured: BTreeSet::new(),
+        };
+        let before = announcement(&["1.1.1.1:1", "2.2.2.2:2"]);
+        assert!(!announcement(&["2.2.2.2:2", "1.1.1.1:1"]).tells_more_than(&before));
+        assert!(announcement(&["1.1.1.1:1"]).tells_more_than(&before));
+        assert!(announcement(&["1.1.1.1:1", "2.2.2.2:3"]).tells_more_than(&before));
     }
 
     #[test]
