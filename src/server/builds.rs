@@ -21,7 +21,9 @@ use super::{
     time::Stamp,
     token::AgentToken,
 };
+use crate::driver::process::Group;
 use axum::http::StatusCode;
+use rustix::process::Signal;
 use std::{io, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -249,18 +251,10 @@ impl Run {
 
 /// Ends a command and all it started in its group.
 async fn end(child: &mut Child) {
-    #[cfg(unix)]
-    if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
-        use rustix::process::{Signal, kill_process_group};
-        // It may have ended this instant.
-        let _ = kill_process_group(group, Signal::TERM);
-        let ended = timeout(END_TIME, child.wait()).await;
-        let _ = kill_process_group(group, Signal::KILL);
-        if ended.is_ok() {
-            return;
-        }
-    }
-    let _ = child.kill().await;
+    // It may have ended this instant.
+    let Ok(group) = Group::of(child) else { return };
+    group.end(child, Signal::TERM, END_TIME).await;
+    group.signal(Signal::KILL);
 }
 
 /// A stream's lines without a secret.
