@@ -45,32 +45,6 @@ const MAX_LINE: usize = 4 << 10;
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;
 
-/// The commands that start and stop workspaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hooks {
-    /// Run when a workspace is started; it sees to it that the agent runs.
-    pub start: Option<String>,
-    /// Run when a workspace is stopped or deleted.
-    pub stop: Option<String>,
-    /// How long a command may take.
-    pub limit: Duration,
-}
-
-impl Default for Hooks {
-    fn default() -> Self {
-        Self { start: None, stop: None, limit: Duration::from_secs(600) }
-    }
-}
-
-impl Hooks {
-    fn command(&self, transition: Transition) -> Option<&String> {
-        match transition {
-            Transition::Start => self.start.as_ref(),
-            Transition::Stop | Transition::Delete => self.stop.as_ref(),
-        }
-    }
-}
-
 /// Makes a build of `workspace` and begins what belongs to it. A start command gets `token`, or a fresh one. Sessions end with a workspace that is stopped or deleted.
 ///
 /// # Errors
