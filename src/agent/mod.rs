@@ -25,6 +25,7 @@ mod run;
 mod scripts;
 mod secrets;
 mod services;
+mod sockets;
 mod speedtest;
 pub mod ssh;
 mod statistics;

@@ -7,13 +7,14 @@ use super::{
     environment::{Profile, Sources, expand},
     logs::Logs,
     outbox::Outbox,
-    ssh::{Group, command_line, own_session},
+    ssh::{command_line, own_session},
 };
 use crate::{
     base::WallTime,
     driver::{
         clock,
         files::{Keep, make_folder, open_log, own_folder},
+        process::Group,
     },
     wire::coord::agent::{self, LogLevel, ScriptCompletedRequest, Timing, TimingStage, TimingStatus},
 };

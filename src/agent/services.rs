@@ -215,7 +215,7 @@ impl Services {
 
     /// The client's connection stands only once the local one does.
     async fn forward(&self, incoming: Incoming, port: u16) {
-        let local = match ports::connect(port).await {
+        let mut local = match ports::connect(port).await {
             Ok(local) => local,
             Err(error) => {
                 tracing::debug!(port, %error, "nothing listens");
@@ -225,7 +225,9 @@ impl Services {
         let Ok(stream) = incoming.accept().await else { return };
         let from = *stream.peer_addr().ip();
         let mut stream = self.traffic.count(stream).of(from);
-        if ports::carry(&mut stream, local).await.is_err() {
+        if stream.carry(&mut local).await.is_err() {
+            // What one side reset is reset on the other too, instead of looking like a proper end.
+            let _ = local.set_zero_linger();
             stream.into_inner().abort();
         }
     }

@@ -1,5 +1,6 @@
 //! Connections and bytes inside the tunnel, for the statistics that the agent reports (agent.md §3.2).
 
+use crate::net::{Stream, forward};
 use std::{
     collections::BTreeMap,
     io,
@@ -11,7 +12,10 @@ use std::{
     },
     task::{Context, Poll},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 /// Counters that every connection of the agent adds to.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +31,11 @@ struct Counts {
 }
 
 impl Counts {
+    fn add(&self, received: usize, sent: usize) {
+        self.received.fetch_add(received as u64, Relaxed);
+        self.sent.fetch_add(sent as u64, Relaxed);
+    }
+
     fn peers(&self) -> MutexGuard<'_, BTreeMap<Ipv6Addr, u64>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,12 +111,23 @@ impl<S> Counted<S> {
     }
 }
 
+impl Counted<Stream> {
+    /// Carries it to a connection of this machine until both directions have ended, each by itself.
+    ///
+    /// # Errors
+    /// When one side was reset and the other should be too.
+    pub(crate) async fn carry(&mut self, local: &mut TcpStream) -> io::Result<()> {
+        let Self { stream, open } = self;
+        forward::carry(stream, local, |received, sent| open.counts.add(received, sent)).await
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        this.open.counts.received.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        this.open.counts.add(buf.filled().len() - before, 0);
         polled
     }
 }
@@ -117,7 +137,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, data);
         if let Poll::Ready(Ok(written)) = polled {
-            this.open.counts.sent.fetch_add(written as u64, Relaxed);
+            this.open.counts.add(0, written);
         }
         polled
     }

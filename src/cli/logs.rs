@@ -11,7 +11,8 @@ use std::{
 };
 use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
+    Layer as _,
+    filter::Targets,
     fmt::{
         FmtContext, FormatEvent, FormatFields, MakeWriter,
         format::{DefaultFields, Writer},
@@ -24,23 +25,22 @@ use tracing_subscriber::{
 
 /// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
 pub(super) fn start(level: LevelFilter) {
-    begin(ours(level), level, std::io::stderr);
+    begin(ours(level), std::io::stderr);
 }
 
 /// The same, and the audit lines whatever the level.
 pub(super) fn start_with_audit(level: LevelFilter) {
-    begin(format!("{},tailnet::audit=info", ours(level)), level, std::io::stderr);
+    begin(ours(level).with_target("tailnet::audit", LevelFilter::INFO), std::io::stderr);
 }
 
 /// The same to a file.
 pub(super) fn start_in(file: File, level: LevelFilter) {
-    begin(ours(level), level, Mutex::new(file));
+    begin(ours(level), Mutex::new(file));
 }
 
-fn begin(directives: String, level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(directives, level)).with_writer(writer);
+fn begin(filter: Targets, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = builder.with_ansi(false).event_format(Line).try_init();
+    let _ = tracing_subscriber::registry().with(lines(BoxMakeWriter::new(writer)).with_filter(filter)).try_init();
 }
 
 /// What an agent logs: `level` and above to the file `human`, if it is named, and everything of ours to `file`.
@@ -55,12 +55,12 @@ pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<Log
         }
     };
     let Some(file) = file else {
-        begin(ours(level), level, human);
+        begin(ours(level), human);
         return Ok(());
     };
-    let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(filter(ours(LevelFilter::DEBUG), LevelFilter::DEBUG));
+    let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(ours(LevelFilter::DEBUG));
     // A second subscriber in one process is refused, and the first one goes on.
-    let _ = tracing_subscriber::registry().with(lines(human).with_filter(filter(ours(level), level))).with(to_file).try_init();
+    let _ = tracing_subscriber::registry().with(lines(human).with_filter(ours(level))).with(to_file).try_init();
     Ok(())
 }
 
@@ -71,14 +71,9 @@ where
     tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Line)
 }
 
-/// `level` and above of our own parts.
-fn ours(level: LevelFilter) -> String {
-    format!("tailnet={level}")
-}
-
-/// What the directives say, and of the libraries warnings.
-fn filter(directives: String, level: LevelFilter) -> EnvFilter {
-    EnvFilter::builder().with_default_directive(LevelFilter::WARN.min(level).into()).parse_lossy(directives)
+/// `level` and above of our own parts, and of the libraries warnings at most.
+fn ours(level: LevelFilter) -> Targets {
+    Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("tailnet", level)
 }
 
 /// The level of `-v`.

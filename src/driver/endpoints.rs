@@ -1,32 +1,20 @@
 //! The addresses of this host's interfaces at which peers may try to reach it (`stun-netcheck.md` §7, point 5).
 
 use crate::base::is_overlay;
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The local endpoints for sockets on these ports: IPv4 first, sorted by address.
 ///
 /// Loopback counts only when there is nothing else; IPv4 link-local and IPv6 unique-local addresses only when there are
 /// no regular ones. Overlay addresses and IPv6 link-local ones never do.
 #[must_use]
-pub fn local(v4: Option<u16>, v6: Option<u16>) -> Vec<SocketAddr> {
+pub(crate) fn local(v4: Option<u16>, v6: Option<u16>) -> Vec<SocketAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
         tracing::warn!(%error, "the interfaces cannot be listed");
         Vec::new()
     });
     let found = interfaces.iter().filter(|i| i.is_oper_up());
     choose(found.map(|i| (i.name.as_str(), i.ip())), v4, v6)
-}
-
-/// The largest packets that the interfaces take which are up, by name. Empty where the system does not say.
-#[must_use]
-pub fn interface_mtus() -> Vec<(String, u32)> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let up: BTreeSet<String> = interfaces.into_iter().filter(if_addrs::Interface::is_oper_up).map(|i| i.name).collect();
-    let mtu = |name: &String| std::fs::read_to_string(format!("/sys/class/net/{name}/mtu")).ok()?.trim().parse().ok();
-    up.into_iter().filter_map(|name| mtu(&name).map(|mtu| (name, mtu))).collect()
 }
 
 fn choose<'a>(found: impl Iterator<Item = (&'a str, IpAddr)>, v4: Option<u16>, v6: Option<u16>) -> Vec<SocketAddr> {

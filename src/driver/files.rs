@@ -1,4 +1,4 @@
-//! Folders and log files that other users of the machine can neither lead elsewhere nor read.
+//! Folders and log files that other users of the machine can neither lead elsewhere nor read, and files that are read whole.
 
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -6,7 +6,7 @@ use rustix::{
 };
 use std::{
     fs::{self, DirBuilder, File},
-    io,
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::Path,
 };
@@ -73,6 +73,23 @@ pub fn open_log(path: &Path, keep: Keep) -> io::Result<File> {
     Ok(file)
 }
 
+/// Reads a regular file of at most so many bytes. Anything else is refused before it is opened: a pipe would never end.
+///
+/// # Errors
+/// When it cannot be read, is no regular file or is larger.
+pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let found = fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if found.len() > most {
+        return Err(io::Error::other(format!("it is larger than {most} bytes")));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +126,21 @@ mod tests {
             std::os::unix::fs::chown(&to, Some(1), None).unwrap();
             assert!(refused(&to).contains("belongs to another user, number 1"));
         }
+    }
+
+    #[test]
+    fn a_file_is_read_whole_if_it_is_regular_and_no_larger_than_allowed() {
+        let base = tempfile::tempdir().unwrap();
+        let file = base.path().join("file");
+        fs::write(&file, "four").unwrap();
+        assert_eq!(read_regular(&file, 4).unwrap(), b"four");
+        assert!(read_regular(&file, 3).unwrap_err().to_string().contains("larger than 3 bytes"));
+        let pipe = base.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe.as_path(), base.path()] {
+            assert!(read_regular(path, 4).unwrap_err().to_string().contains("not a regular file"), "{}", path.display());
+        }
+        assert_eq!(read_regular(&base.path().join("none"), 4).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -4,20 +4,20 @@ use std::{collections::BTreeMap, io};
 
 /// An interface that is up and has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
+pub(crate) struct Interface {
     /// What the system calls it.
-    pub name: String,
+    pub(crate) name: String,
     /// Largest packet, where the system tells it.
-    pub mtu: Option<u32>,
+    pub(crate) mtu: Option<u32>,
     /// Its addresses with the lengths of their prefixes: `192.0.2.7/24`.
-    pub addresses: Vec<String>,
+    pub(crate) addresses: Vec<String>,
 }
 
 /// All of them, in the system's order.
 ///
 /// # Errors
 /// When the system does not list them.
-pub fn list() -> io::Result<Vec<Interface>> {
+pub(crate) fn list() -> io::Result<Vec<Interface>> {
     let mut found: Vec<Interface> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for entry in if_addrs::get_if_addrs()? {

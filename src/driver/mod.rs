@@ -4,15 +4,18 @@ pub mod clock;
 pub mod control;
 pub mod datapath;
 pub mod dns;
-pub mod endpoints;
+mod endpoints;
 pub mod files;
 pub mod http;
-pub mod interfaces;
+#[cfg(feature = "agent")]
+pub(crate) mod interfaces;
 pub mod pipe;
 pub mod process;
 pub mod relay;
 pub mod sockets;
-pub mod stdio;
+#[cfg(feature = "cli")]
+pub(crate) mod stdio;
 pub mod stun;
-pub mod terminal;
+#[cfg(feature = "cli")]
+pub(crate) mod terminal;
 pub mod websocket;

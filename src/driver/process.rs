@@ -1,7 +1,12 @@
-//! Ends of a process that come from outside: its parent's death and signals.
+//! How processes end: ours by its parent's death and by signals, others by ours.
 
-use rustix::process::{Signal, getppid};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Pid, Signal, getppid, kill_process_group, test_kill_process_group};
+use std::{io, time::Duration};
+use tokio::{
+    process::Child,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 
 /// Asks the kernel to send SIGTERM when the parent ends, and reports whether it ended while we asked.
 ///
@@ -22,6 +27,43 @@ pub fn raise_file_limit() {
     if current != maximum {
         // What is refused stays as it was.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
+/// The process group that a child leads.
+#[derive(Debug, Clone, Copy)]
+pub struct Group(Pid);
+
+impl Group {
+    /// That of a child which was started in a group or a session of its own.
+    ///
+    /// # Errors
+    /// When the child was waited for already.
+    pub fn of(child: &Child) -> io::Result<Self> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        id.map(Self).ok_or_else(|| io::Error::other("the process has no id"))
+    }
+
+    /// Sends a signal to all of it; a group that is gone needs none.
+    pub fn signal(self, signal: Signal) {
+        if let Err(error) = kill_process_group(self.0, signal) {
+            tracing::debug!(?signal, %error, "no process took the signal");
+        }
+    }
+
+    /// Whether there is anything left of it.
+    #[must_use]
+    pub fn lives(self) -> bool {
+        test_kill_process_group(self.0).is_ok()
+    }
+
+    /// Asks all of it by a signal to end, and kills it where `child`, its leader, has not ended after `grace`.
+    pub async fn end(self, child: &mut Child, by: Signal, grace: Duration) {
+        self.signal(by);
+        if timeout(grace, child.wait()).await.is_err() {
+            self.signal(Signal::KILL);
+            let _ = child.wait().await;
+        }
     }
 }
 
@@ -61,7 +103,7 @@ impl EndSignals {
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
-    pub fn open() -> std::io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -91,7 +133,7 @@ impl ReloadSignal {
     ///
     /// # Errors
     /// When the signal handler cannot be installed.
-    pub fn open() -> std::io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         signal(SignalKind::user_defined1()).map(Self)
     }
 

@@ -100,7 +100,7 @@ impl Fd {
 }
 
 /// Standard input.
-pub struct Stdin(StdinKind);
+pub(crate) struct Stdin(StdinKind);
 
 enum StdinKind {
     Ready(Fd),
@@ -110,7 +110,7 @@ enum StdinKind {
 impl Stdin {
     /// Opens standard input. Needs a tokio runtime with I/O.
     #[must_use]
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let fd = Fd::open(io::stdin().as_fd(), 0, OFlags::RDONLY, Interest::READABLE);
         Self(fd.map_or_else(|| StdinKind::Thread(tokio::io::stdin()), StdinKind::Ready))
     }
@@ -126,7 +126,7 @@ impl AsyncRead for Stdin {
 }
 
 /// Standard output or standard error.
-pub struct Stdout(StdoutKind);
+pub(crate) struct Stdout(StdoutKind);
 
 enum StdoutKind {
     Ready(Fd),
@@ -137,14 +137,14 @@ enum StdoutKind {
 impl Stdout {
     /// Opens standard output. Needs a tokio runtime with I/O.
     #[must_use]
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let fd = Fd::open(io::stdout().as_fd(), 1, OFlags::WRONLY, Interest::WRITABLE | Interest::ERROR);
         Self(fd.map_or_else(|| StdoutKind::Out(tokio::io::stdout()), StdoutKind::Ready))
     }
 
     /// Opens standard error; the process's own descriptor 2 stays blocking.
     #[must_use]
-    pub fn open_err() -> Self {
+    pub(crate) fn open_err() -> Self {
         let fd = Fd::open(io::stderr().as_fd(), 2, OFlags::WRONLY, Interest::WRITABLE | Interest::ERROR);
         Self(fd.map_or_else(|| StdoutKind::Err(tokio::io::stderr()), StdoutKind::Ready))
     }
@@ -153,7 +153,7 @@ impl Stdout {
     ///
     /// # Cancel safety
     /// Safe: nothing is lost when the future is dropped.
-    pub async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         if let StdoutKind::Ready(fd) = &self.0
             && let Ok(_guard) = fd.io().ready(Interest::ERROR).await
         {

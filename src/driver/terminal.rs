@@ -6,33 +6,33 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Columns and rows of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     /// Columns
-    pub columns: u32,
+    pub(crate) columns: u32,
     /// Rows
-    pub rows: u32,
+    pub(crate) rows: u32,
 }
 
 /// Which standard streams are terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terminals {
+pub(crate) struct Terminals {
     /// Standard input
-    pub input: bool,
+    pub(crate) input: bool,
     /// Standard output
-    pub output: bool,
+    pub(crate) output: bool,
 }
 
 impl Terminals {
     /// Looks at the standard streams of this process.
     #[must_use]
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         Self { input: isatty(io::stdin()), output: isatty(io::stdout()) }
     }
 }
 
 /// The size of the terminal behind standard input or output; 80 × 24 where there is none or it does not know.
 #[must_use]
-pub fn size() -> Size {
+pub(crate) fn size() -> Size {
     let known = [tcgetwinsize(io::stdout()), tcgetwinsize(io::stdin())].into_iter().flatten();
     known
         .map(|s| Size { columns: s.ws_col.into(), rows: s.ws_row.into() })
@@ -41,14 +41,14 @@ pub fn size() -> Size {
 }
 
 /// The modes of the terminal behind standard input, set again when this is dropped.
-pub struct KeptModes(Termios);
+pub(crate) struct KeptModes(Termios);
 
 impl KeptModes {
     /// Notes the modes as they are.
     ///
     /// # Errors
     /// When standard input is no terminal.
-    pub fn keep() -> io::Result<Self> {
+    pub(crate) fn keep() -> io::Result<Self> {
         Ok(Self(tcgetattr(io::stdin())?))
     }
 
@@ -56,7 +56,7 @@ impl KeptModes {
     ///
     /// # Errors
     /// When standard input is no terminal.
-    pub fn without_echo() -> io::Result<Self> {
+    pub(crate) fn without_echo() -> io::Result<Self> {
         let old = Self::keep()?;
         let mut silent = old.0.clone();
         silent.local_modes.remove(LocalModes::ECHO);
@@ -80,7 +80,7 @@ impl fmt::Debug for KeptModes {
 
 /// The terminal behind standard input in raw mode. Its old mode comes back when this is dropped, also by a panic.
 #[derive(Debug)]
-pub struct RawMode {
+pub(crate) struct RawMode {
     _old: KeptModes,
 }
 
@@ -89,7 +89,7 @@ impl RawMode {
     ///
     /// # Errors
     /// When standard input is no terminal.
-    pub fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let old = KeptModes::keep()?;
         let mut raw = old.0.clone();
         raw.make_raw();
@@ -100,14 +100,14 @@ impl RawMode {
 
 /// News of the terminal's size.
 #[derive(Debug)]
-pub struct Resizes(Signal);
+pub(crate) struct Resizes(Signal);
 
 impl Resizes {
     /// Starts listening to SIGWINCH.
     ///
     /// # Errors
     /// When the signal handler cannot be installed.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         signal(SignalKind::window_change()).map(Self)
     }
 
@@ -115,7 +115,7 @@ impl Resizes {
     ///
     /// # Cancel safety
     /// Safe: a change that comes meanwhile is reported by the next call.
-    pub async fn next(&mut self) -> Size {
+    pub(crate) async fn next(&mut self) -> Size {
         if self.0.recv().await.is_none() {
             std::future::pending::<()>().await;
         }

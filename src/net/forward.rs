@@ -23,19 +23,20 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// Carries both directions until both have ended, each in its own time.
+/// Carries both directions until both have ended, each in its own time. `count` hears how many bytes came from the tunnel
+/// and went into it.
 ///
 /// # Errors
 /// When either side breaks; the other should be reset then, so that it does not look like a proper end.
 ///
 /// # Cancel safety
 /// Bytes that were taken from one side are given to the other; dropping the future loses none in between.
-pub(crate) async fn carry(tunnel: &mut Stream, local: &mut TcpStream) -> io::Result<()> {
+pub(crate) async fn carry(tunnel: &mut Stream, local: &mut TcpStream, count: impl Fn(usize, usize)) -> io::Result<()> {
     let (mut down, mut up) = (Direction::default(), Direction::default());
     poll_fn(|cx| {
         // Both get their turn before the first one waits, and an error of either ends both.
-        let down = down.poll(cx, |cx| poll_down(tunnel, local, cx))?;
-        let up = up.poll(cx, |cx| poll_up(tunnel, local, cx))?;
+        let down = down.poll(cx, |cx| poll_down(tunnel, local, &count, cx))?;
+        let up = up.poll(cx, |cx| poll_up(tunnel, local, &count, cx))?;
         if down && up { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
@@ -70,7 +71,12 @@ impl Direction {
 }
 
 /// One piece from the tunnel to the socket; `false` after the last one.
-fn poll_down(tunnel: &mut Stream, local: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+fn poll_down(
+    tunnel: &mut Stream,
+    local: &mut TcpStream,
+    count: impl Fn(usize, usize),
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<bool>> {
     if !ready!(tunnel.poll_readable(cx))? {
         // A socket whose other side is gone has ended as well.
         let _ = ready!(Pin::new(local).poll_shutdown(cx));
@@ -80,12 +86,15 @@ fn poll_down(tunnel: &mut Stream, local: &mut TcpStream, cx: &mut Context<'_>) -
     match tunnel.read_with(|bytes| local.try_write(bytes)) {
         // It was not ready after all, and the next look says so.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(true)),
-        taken => Poll::Ready(taken.map(|_| true)),
+        taken => Poll::Ready(taken.map(|n| {
+            count(n, 0);
+            true
+        })),
     }
 }
 
 /// One piece from the socket to the tunnel; `false` after the last one.
-fn poll_up(tunnel: &mut Stream, local: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+fn poll_up(tunnel: &mut Stream, local: &TcpStream, count: impl Fn(usize, usize), cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
     // Once the other direction has ended, this is all that wakes us when the tunnel breaks; it comes before the look at the
     // room, so that no break falls in between.
     let _ = tunnel.poll_readable(cx);
@@ -96,7 +105,10 @@ fn poll_up(tunnel: &mut Stream, local: &TcpStream, cx: &mut Context<'_>) -> Poll
         match local.try_read(scratch.get_mut(..fits).unwrap_or_default()) {
             Ok(0) => Pin::new(tunnel).poll_shutdown(cx).map_ok(|()| false),
             // The room is ours alone, so all of it is taken.
-            Ok(n) => Pin::new(tunnel).poll_write(cx, scratch.get(..n).unwrap_or_default()).map_ok(|_| true),
+            Ok(n) => {
+                count(0, n);
+                Pin::new(tunnel).poll_write(cx, scratch.get(..n).unwrap_or_default()).map_ok(|_| true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(true)),
             Err(error) => Poll::Ready(Err(error)),
         }

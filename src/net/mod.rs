@@ -23,7 +23,7 @@ mod datagram;
 #[cfg(any(test, feature = "agent"))]
 pub(crate) mod datagram_flows;
 mod error;
-#[cfg(any(test, feature = "cli"))]
+#[cfg(any(test, feature = "agent"))]
 pub(crate) mod forward;
 mod listener;
 pub mod speedtest;

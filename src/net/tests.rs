@@ -6,7 +6,10 @@ use crate::{
     driver::http::{HttpOptions, ProxyChoice},
     wire::derp::{Region, RelayNode},
 };
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -354,7 +357,7 @@ async fn whoever_takes_the_rest_of_the_udp_ports_answers_from_each_of_them() {
 async fn a_carried_connection_ends_each_half_on_its_own_and_breaks_with_either_side() {
     let pair = pair(|_| ()).await;
     let (tunnel, mut far) = connect(&pair, 9).await;
-    let (mut near, carried) = carried(tunnel).await;
+    let (mut near, carried, counts) = counted(tunnel).await;
     let sent: Vec<u8> = (0..BULK).map(|i| (i ^ (i >> 8)) as u8).collect();
     let expected = sent.clone();
     let upload = async {
@@ -370,6 +373,14 @@ async fn a_carried_connection_ends_each_half_on_its_own_and_breaks_with_either_s
     timeout(PATIENCE, near.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, b"answer");
     timeout(PATIENCE, carried).await.unwrap().unwrap().unwrap();
+    assert_eq!([0, 1].map(|way| counts[way].load(Relaxed)), [answer.len(), sent.len()]);
+
+    let (tunnel, _far) = connect(&pair, 8).await;
+    let (near, carried) = self::carried(tunnel).await;
+    near.set_zero_linger().unwrap();
+    drop(near);
+    let broken = timeout(PATIENCE, carried).await.unwrap().unwrap();
+    assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 
     let (tunnel, far) = connect(&pair, 10).await;
     let (_near, carried) = self::carried(tunnel).await;
@@ -388,12 +399,26 @@ async fn a_carried_connection_ends_each_half_on_its_own_and_breaks_with_either_s
 }
 
 /// A connection of this machine that leads into the tunnel: its other end, and how the carrying ends.
-async fn carried(mut tunnel: Stream) -> (tokio::net::TcpStream, JoinHandle<io::Result<()>>) {
+async fn carried(tunnel: Stream) -> (tokio::net::TcpStream, JoinHandle<io::Result<()>>) {
+    let (near, carried, _) = counted(tunnel).await;
+    (near, carried)
+}
+
+/// The same with the bytes that came from the tunnel and went into it.
+async fn counted(mut tunnel: Stream) -> (tokio::net::TcpStream, JoinHandle<io::Result<()>>, Arc<[AtomicUsize; 2]>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut local, _) = listener.accept().await.unwrap();
-    let carried = tokio::spawn(async move { forward::carry(&mut tunnel, &mut local).await });
-    (near, carried)
+    let counts = Arc::<[AtomicUsize; 2]>::default();
+    let counting = Arc::clone(&counts);
+    let carried = tokio::spawn(async move {
+        let count = |received, sent| {
+            counting[0].fetch_add(received, Relaxed);
+            counting[1].fetch_add(sent, Relaxed);
+        };
+        forward::carry(&mut tunnel, &mut local, count).await
+    });
+    (near, carried, counts)
 }
 
 #[tokio::test]

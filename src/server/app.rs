@@ -2,12 +2,10 @@
 
 use super::token::{NoRandomness, seed};
 use super::{
-    builds::Hooks,
-    config::{Redirect, SessionRules},
+    config::{Hooks, Redirect, SessionRules},
     coordination::Coordination,
     limits::Limits,
-    listen,
-    live::Agents,
+    live::{Agents, Latency},
     metrics::Requests,
     origin::TrustedProxies,
     places::Places,
@@ -18,12 +16,12 @@ use super::{
     tunnels::Tunnels,
 };
 use crate::{
-    base::{NodeSecret, RegionId, Rng},
+    base::{NodeSecret, Rng},
     driver::relay::RelayServer,
     wire::derp::RelayMap,
 };
 use axum::http::HeaderValue;
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
@@ -76,15 +74,6 @@ pub(crate) struct Network {
     pub(super) own_url: String,
 }
 
-/// An agent's round trips to the relays, as its node announced them.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Latency {
-    /// Its home relay.
-    pub(crate) home: Option<RegionId>,
-    /// By region.
-    pub(crate) seconds: BTreeMap<RegionId, f64>,
-}
-
 /// The server's state. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct App(Arc<Inner>);
@@ -125,7 +114,7 @@ impl App {
             coordination: Coordination::default(),
             tunnels: Tunnels::default(),
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
-            places: listen::places(),
+            places: Places::as_many_as_files(),
             resume: ResumeTokens::new()?,
             changes,
             stop: CancellationToken::new(),

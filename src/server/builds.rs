@@ -21,7 +21,9 @@ use super::{
     time::Stamp,
     token::AgentToken,
 };
+use crate::driver::process::Group;
 use axum::http::StatusCode;
+use rustix::process::Signal;
 use std::{io, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -42,32 +44,6 @@ const END_PAUSES: &[Duration] =
 const MAX_LINE: usize = 4 << 10;
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;
-
-/// The commands that start and stop workspaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hooks {
-    /// Run when a workspace is started; it sees to it that the agent runs.
-    pub start: Option<String>,
-    /// Run when a workspace is stopped or deleted.
-    pub stop: Option<String>,
-    /// How long a command may take.
-    pub limit: Duration,
-}
-
-impl Default for Hooks {
-    fn default() -> Self {
-        Self { start: None, stop: None, limit: Duration::from_secs(600) }
-    }
-}
-
-impl Hooks {
-    fn command(&self, transition: Transition) -> Option<&String> {
-        match transition {
-            Transition::Start => self.start.as_ref(),
-            Transition::Stop | Transition::Delete => self.stop.as_ref(),
-        }
-    }
-}
 
 /// Makes a build of `workspace` and begins what belongs to it. A start command gets `token`, or a fresh one. Sessions end with a workspace that is stopped or deleted.
 ///
@@ -249,18 +225,10 @@ impl Run {
 
 /// Ends a command and all it started in its group.
 async fn end(child: &mut Child) {
-    #[cfg(unix)]
-    if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
-        use rustix::process::{Signal, kill_process_group};
-        // It may have ended this instant.
-        let _ = kill_process_group(group, Signal::TERM);
-        let ended = timeout(END_TIME, child.wait()).await;
-        let _ = kill_process_group(group, Signal::KILL);
-        if ended.is_ok() {
-            return;
-        }
-    }
-    let _ = child.kill().await;
+    // It may have ended this instant.
+    let Ok(group) = Group::of(child) else { return };
+    group.end(child, Signal::TERM, END_TIME).await;
+    group.signal(Signal::KILL);
 }
 
 /// A stream's lines without a secret.

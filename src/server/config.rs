@@ -1,9 +1,35 @@
 //! What a server is to be.
 
-use super::{builds::Hooks, origin::TrustedProxies, relays::RelayConfig, ssh_hosts::SshHosts, tls::TlsConfig};
+use super::{origin::TrustedProxies, relays::RelayConfig, ssh_hosts::SshHosts, store::Transition, tls::TlsConfig};
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// The commands that start and stop workspaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Run when a workspace is started; it sees to it that the agent runs.
+    pub start: Option<String>,
+    /// Run when a workspace is stopped or deleted.
+    pub stop: Option<String>,
+    /// How long a command may take.
+    pub limit: Duration,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { start: None, stop: None, limit: Duration::from_secs(600) }
+    }
+}
+
+impl Hooks {
+    pub(super) fn command(&self, transition: Transition) -> Option<&String> {
+        match transition {
+            Transition::Start => self.start.as_ref(),
+            Transition::Stop | Transition::Delete => self.stop.as_ref(),
+        }
+    }
+}
 
 /// Where STUN is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

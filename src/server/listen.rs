@@ -3,13 +3,7 @@
 //! Bounds: connections at once, and of one source ([`super::places`]); time for a request's head, the head's size. A peer that
 //! takes nothing of what we write is dropped by the kernel after [`STUCK`].
 
-use super::{
-    app::App,
-    origin::Origin,
-    places::{Place, Places},
-    relay, routes,
-    tls::Tls,
-};
+use super::{app::App, origin::Origin, places::Place, relay, routes, tls::Tls};
 use axum::Router;
 use bytes::{Buf as _, Bytes};
 use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
@@ -31,10 +25,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Connections at once: each costs a file and about 10 KiB.
-const MAX_CONNECTIONS: usize = 8192;
-/// Files that the server keeps for other things than connections.
-const OTHER_FILES: usize = 64;
 /// How long a client may take for the head of a request, and may keep a connection open between two.
 const HEAD_TIME: Duration = Duration::from_secs(60);
 /// The longest head of a request.
@@ -163,20 +153,6 @@ pub(crate) async fn accept(app: App, listener: TcpListener, tls: Option<Arc<Tls>
             }
         });
     }
-}
-
-/// The places of a server: as many as there are files for.
-pub(crate) fn places() -> Places {
-    Places::new(max_connections())
-}
-
-fn max_connections() -> usize {
-    #[cfg(unix)]
-    if let Some(files) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        let files = usize::try_from(files).unwrap_or(usize::MAX);
-        return files.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS);
-    }
-    MAX_CONNECTIONS
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {

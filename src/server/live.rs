@@ -1,12 +1,21 @@
 //! Which agents are connected at this moment.
 
-use super::app::Latency;
+use crate::base::RegionId;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// An agent's round trips to the relays, as its node announced them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Latency {
+    /// Its home relay.
+    pub(crate) home: Option<RegionId>,
+    /// By region.
+    pub(crate) seconds: BTreeMap<RegionId, f64>,
+}
 
 /// The connected agents by id.
 #[derive(Debug, Default)]

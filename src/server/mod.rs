@@ -52,8 +52,7 @@ mod upgrade;
 #[cfg(test)]
 mod tests;
 
-pub use builds::Hooks;
-pub use config::{Config, RateLimits, Redirect, SessionRules, StunAddress};
+pub use config::{Config, Hooks, RateLimits, Redirect, SessionRules, StunAddress};
 pub use origin::{ParseSubnetError, Subnet, TrustedProxies};
 pub use relays::{RelayConfig, RelayMapError, RelaySource};
 pub use ssh_hosts::SshHosts;

@@ -10,6 +10,11 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// Connections at once: each costs a file and about 10 KiB.
+const MAX_CONNECTIONS: usize = 8192;
+/// Files that the server keeps for other things than connections.
+const OTHER_FILES: usize = 64;
+
 /// The places of one server.
 #[derive(Debug)]
 pub(crate) struct Places {
@@ -28,6 +33,16 @@ impl Places {
             taken: Arc::default(),
             per_source: (total / 2).max(1),
         }
+    }
+
+    /// As many as this process may have files open for.
+    pub(crate) fn as_many_as_files() -> Self {
+        #[cfg(unix)]
+        if let Some(files) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+            let files = usize::try_from(files).unwrap_or(usize::MAX);
+            return Self::new(files.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS));
+        }
+        Self::new(MAX_CONNECTIONS)
     }
 
     /// Waits until a place is free.

@@ -2,17 +2,14 @@
 
 use crate::{
     base::RegionId,
-    driver::http::{Http, HttpOptions, Method, without_secrets},
+    driver::{
+        files::read_regular,
+        http::{Http, HttpOptions, Method, without_secrets},
+    },
     wire::derp::{Region, RelayMap, RelayNode},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 use url::{Host, Position, Url};
 
@@ -184,7 +181,7 @@ async fn content(source: &RelaySource) -> Result<Vec<u8>, RelayMapError> {
         RelaySource::File(path) => {
             let read = tokio::task::spawn_blocking({
                 let path = path.clone();
-                move || bytes(&path)
+                move || read_regular(&path, LARGEST_MAP as u64)
             });
             let unreadable = |error| RelayMapError::Unreadable { path: path.clone(), error };
             read.await.map_err(io::Error::other).and_then(|read| read).map_err(unreadable)
@@ -226,21 +223,6 @@ fn decoded(text: &str) -> Vec<u8> {
         bytes.extend(byte);
     }
     bytes
-}
-
-/// Whatever is no plain file is refused before it is opened: a pipe would never end.
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let largest = u64::try_from(LARGEST_MAP).unwrap_or(u64::MAX);
-    let length = std::fs::metadata(path).and_then(|meta| match meta.is_file() {
-        true => Ok(meta.len()),
-        false => Err(io::Error::other("it is not a regular file")),
-    })?;
-    if length > largest {
-        return Err(io::Error::other(format!("it is larger than {largest} bytes")));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(largest).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 impl Relays {

@@ -2,7 +2,8 @@
 
 use super::ring::{KEPT, Ring};
 use crate::{
-    agent::ssh::process::{Group, Io, Process},
+    agent::ssh::process::{Io, Process},
+    driver::process::Group,
     wire::pty::Size,
 };
 use bytes::{Bytes, BytesMut};
@@ -274,11 +275,7 @@ impl Running {
         let Parts { mut child, reader, writer, input } = self.process.into_inner();
         drop((reader, writer, input));
         if matches!(child.try_wait(), Ok(None)) {
-            self.group.signal(Signal::HUP);
-            if timeout(GRACE, child.wait()).await.is_err() {
-                self.group.signal(Signal::KILL);
-                let _ = child.wait().await;
-            }
+            self.group.end(&mut child, Signal::HUP, GRACE).await;
         }
     }
 }

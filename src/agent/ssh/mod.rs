@@ -25,7 +25,7 @@ mod tests;
 mod transport;
 mod x11;
 
-pub(super) use process::{Group, command_line, own_session};
+pub(super) use process::{command_line, own_session};
 pub use rules::Rules;
 pub use stats::Counters;
 

@@ -1,12 +1,19 @@
 //! Starting the process behind a session (agent.md §6.4).
 
 use super::terminal::{self, Request};
-use crate::agent::{
-    account::Account,
-    environment::{Profile, Sources, Terminal, prefer_utf8},
+use crate::{
+    agent::{
+        account::Account,
+        environment::{Profile, Sources, Terminal, prefer_utf8},
+    },
+    driver::process::Group,
 };
-use pty_process::Pty;
-use rustix::process::{Pid, Signal, kill_process_group, setsid, test_kill_process_group};
+use pty_process::{Pts, Pty};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::setsid,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -19,6 +26,9 @@ use std::{
     process::Stdio,
 };
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+
+/// The last of the signals that have names; those above belong to the C library.
+const LAST_SIGNAL: i32 = 31;
 
 /// What a process is started with.
 #[derive(Debug)]
@@ -60,30 +70,6 @@ pub(in crate::agent) struct Terminals {
     pub(in crate::agent) control: OwnedFd,
 }
 
-/// The process group of a session's command.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::agent) struct Group(Pid);
-
-impl Group {
-    /// That of a child which leads its own session.
-    pub(in crate::agent) fn of(child: &Child) -> io::Result<Self> {
-        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        id.map(Self).ok_or_else(|| io::Error::other("the process has no id"))
-    }
-
-    /// Sends a signal to all of it; a group that is gone needs none.
-    pub(in crate::agent) fn signal(self, signal: Signal) {
-        if let Err(error) = kill_process_group(self.0, signal) {
-            tracing::debug!(?signal, %error, "no process took the signal");
-        }
-    }
-
-    /// Whether there is anything left of it.
-    pub(in crate::agent) fn lives(self) -> bool {
-        test_kill_process_group(self.0).is_ok()
-    }
-}
-
 impl Launch<'_> {
     pub(super) fn start(&self) -> io::Result<Process> {
         let (program, arguments) = command_line(&self.account.shell, self.command);
@@ -122,19 +108,14 @@ impl Launch<'_> {
         arguments: &[OsString],
         folder: &Path,
     ) -> io::Result<Process> {
-        let (pty, pts) = pty_process::open().map_err(into_io)?;
+        let (pty, pts) = open_terminal()?;
         terminal::set_modes(&pts, &request.modes)?;
         request.size.apply(&pty)?;
         let device = rustix::termios::ttyname(&pts, Vec::new())?;
         let device = OsStr::from_bytes(device.as_bytes());
         let environment = self.environment(Some(Terminal { kind: &request.kind, device }));
-        let child = pty_process::Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .envs(environment)
-            .current_dir(folder)
-            .spawn(pts)
-            .map_err(into_io)?;
+        let command = pty_process::Command::new(program).args(arguments).env_clear().envs(environment).current_dir(folder);
+        let child = with_default_signals(command).spawn(pts).map_err(into_io)?;
         let pty = Terminals::new(pty)?;
         Ok(Process { group: Group::of(&child)?, child, io: Io::Terminal { pty } })
     }
@@ -157,15 +138,56 @@ fn into_io(error: pty_process::Error) -> io::Error {
     }
 }
 
+/// A new terminal, whose master end is marked as it is opened: a process that another thread starts in between would keep
+/// it, and the terminal would not hang up before that process ends.
+#[expect(unsafe_code, reason = "pty-process opens the master first and marks it later")]
+pub(super) fn open_terminal() -> io::Result<(Pty, Pts)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let flags = flags | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    rustix::io::fcntl_setfd(&master, rustix::io::FdFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let device = ptsname(&master, Vec::new())?;
+    let device = rustix::fs::open(device, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::ioctl_fionbio(&master, true)?;
+    // SAFETY: both are open, belong to one terminal and are given away here; the master does not block.
+    unsafe { Ok((Pty::from_fd(master).map_err(into_io)?, Pts::from_fd(device))) }
+}
+
 /// Without a terminal too the command leads its own session, so that nothing typed at the agent's terminal reaches it.
 #[expect(unsafe_code, reason = "the standard library starts a process in its own group, but not in its own session")]
 pub(in crate::agent) fn own_session(command: &mut Command) {
-    // SAFETY: between fork and exec the closure makes one system call and neither allocates nor locks.
+    // SAFETY: between fork and exec the closure makes system calls and neither allocates nor locks.
     unsafe {
         command.pre_exec(|| {
             setsid()?;
+            default_signals();
             Ok(())
         });
+    }
+}
+
+#[expect(unsafe_code, reason = "only the child itself can set what its signals do")]
+fn with_default_signals(command: pty_process::Command) -> pty_process::Command {
+    // SAFETY: as above.
+    unsafe {
+        command.pre_exec(|| {
+            default_signals();
+            Ok(())
+        })
+    }
+}
+
+/// Gives each signal its default again. What the agent was started to ignore (below `nohup`, or behind a `&` of a script)
+/// all its commands would ignore: SIGHUP when their terminal closes, SIGINT and SIGQUIT when somebody types them.
+#[expect(unsafe_code, reason = "signal(2) has no safe wrapper")]
+fn default_signals() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: the default needs no handler. It fails for SIGKILL and SIGSTOP, which have no other.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 
@@ -188,6 +210,13 @@ pub(in crate::agent) fn command_line(shell: &Path, command: Option<&[u8]>) -> (O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        thread,
+    };
 
     fn line(command: Option<&str>) -> Vec<String> {
         let (program, arguments) = command_line(Path::new("/bin/zsh"), command.map(str::as_bytes));
@@ -206,5 +235,27 @@ mod tests {
         let script = " #! /usr/bin/env  -S python3 -u\nprint(1)";
         assert_eq!(line(Some(script)), ["/usr/bin/env", "-S", "python3", "-u", "-c", script]);
         assert_eq!(line(Some("#!\necho")), ["/bin/zsh", "-c", "#!\necho"]);
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn no_process_that_starts_meanwhile_inherits_the_master_of_a_terminal() {
+        let (go_on, runtime) = (Arc::new(AtomicBool::new(true)), tokio::runtime::Handle::current());
+        let opening = {
+            let go_on = Arc::clone(&go_on);
+            thread::spawn(move || {
+                let _entered = runtime.enter();
+                while go_on.load(Ordering::Relaxed) {
+                    drop(open_terminal().unwrap());
+                }
+            })
+        };
+        for _ in 0..200 {
+            let open = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+            let open = String::from_utf8_lossy(&open.stdout);
+            assert!(!open.contains("ptmx"), "{open}");
+        }
+        go_on.store(false, Ordering::Relaxed);
+        opening.join().unwrap();
     }
 }

@@ -4,12 +4,13 @@ use super::{
     SHUTTING_DOWN, Shared,
     channels::Lane,
     input::Input,
-    process::{Group, Io, Launch, Process},
+    process::{Io, Launch, Process},
     rules::{TRANSFER_BLOCKED, TRANSFER_TEXT},
     sftp,
     stats::ActiveSession,
     terminal::{Request, Size},
 };
+use crate::driver::process::Group;
 use bytes::{Bytes, BytesMut};
 use russh::{
     ChannelId, ChannelWriteHalf, Sig,
@@ -411,11 +412,7 @@ impl Serve {
             }
         }
         if shared.stop.is_cancelled() && ended_early(&mut child) {
-            group.signal(Signal::HUP);
-            if timeout(STOP_GRACE, child.wait()).await.is_err() {
-                group.signal(Signal::KILL);
-                let _ = child.wait().await;
-            }
+            group.end(&mut child, Signal::HUP, STOP_GRACE).await;
         }
     }
 }

@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn modes_and_size_reach_the_terminal() {
-        let (pty, pts) = pty_process::open().unwrap();
+        let (pty, pts) = crate::agent::ssh::process::open_terminal().unwrap();
         let modes = [
             (Mode::ECHO, 0),
             (Mode::VINTR, 7),

@@ -222,6 +222,25 @@ async fn a_command_killed_by_a_signal_reports_it_instead_of_a_status() {
 }
 
 #[tokio::test]
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "signal(2) has no safe wrapper")]
+async fn a_command_ignores_no_signal_that_the_agent_was_started_to_ignore() {
+    // As below a script that starts the agent with `&`. Nothing here needs this signal.
+    // SAFETY: to ignore a signal needs no handler.
+    unsafe { libc::signal(libc::SIGQUIT, libc::SIG_IGN) };
+    let (client, _) = connect(&server()).await;
+    for terminal in [false, true] {
+        let mut channel = client.channel_open_session().await.unwrap();
+        if terminal {
+            channel.request_pty(true, "dumb", 80, 24, 0, 0, &[]).await.unwrap();
+        }
+        channel.exec(true, "exec grep SigIgn /proc/self/status").await.unwrap();
+        let seen = to_the_end(&mut channel).await;
+        assert_eq!(seen.text().trim_end(), "SigIgn:\t0000000000000000", "in a terminal: {terminal}");
+    }
+}
+
+#[tokio::test]
 async fn requests_come_before_the_command_and_not_after_it() {
     let expected = observed("env before, exec, env and a second exec after");
     let (client, _) = connect(&server()).await;

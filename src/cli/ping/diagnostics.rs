@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{args::Global, connect::Tunnel, go_time::go_text, output},
-    driver::endpoints::interface_mtus,
+    driver::interfaces,
     net::{ControlStatus, PathState, Report},
 };
 use serde::Deserialize;
@@ -41,7 +41,7 @@ pub(super) async fn show(tunnel: &Tunnel, global: &Global) {
         disabled_there: tunnel.relayed_only,
         has_stun: tunnel.relays.regions.values().flat_map(|region| &region.nodes).any(|node| node.stun_port.is_some()),
         own: own.map(|report| Network { udp: report.udp(), mapping_varies: report.mapping_varies }),
-        own_mtus: interface_mtus(),
+        own_mtus: interfaces::list().unwrap_or_default().into_iter().filter_map(|i| i.mtu.map(|mtu| (i.name, mtu))).collect(),
         agent_mtus: agent.as_ref().map_or_else(Vec::new, AgentReport::mtus),
         agent: agent.and_then(|report| report.net_info).map(Network::from),
     };

@@ -43,7 +43,7 @@ async fn connection(mut local: TcpStream, port: u16, target: String, way: Arc<Wa
             return;
         }
     };
-    if let Err(error) = carry(&mut stream, &mut local).await {
+    if let Err(error) = carry(&mut stream, &mut local, |_, _| {}).await {
         tracing::debug!(target, %error, "a connection broke");
         let _ = local.set_zero_linger();
         stream.abort();

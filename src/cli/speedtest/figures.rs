@@ -1,7 +1,7 @@
 //! The figures of a speed test: measured, as a table and as JSON.
 
-use super::super::{args::SpeedColumn, output};
-use crate::base::Instant;
+use super::flags::SpeedColumn;
+use crate::{base::Instant, cli::output};
 use serde::{Serialize, Serializer};
 use std::time::Duration;
 

@@ -2,9 +2,10 @@
 
 mod capture;
 mod figures;
+mod flags;
 
 use super::{
-    args::{Direction, Global, Output, Speedtest},
+    args::{Global, Output},
     connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
     go_time, logs, output, ping,
@@ -21,6 +22,8 @@ use crate::{
 use anyhow::{Context as _, anyhow, bail};
 use capture::CaptureFile;
 use figures::{Figures, Meter};
+use flags::Direction;
+pub(super) use flags::Speedtest;
 use std::{future::pending, io, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -25,6 +25,7 @@ use crate::{
         stdio::{Stdin, Stdout},
         terminal::{self, RawMode, Resizes, Terminals},
     },
+    net::PingKind,
 };
 use anyhow::{Context as _, bail};
 use futures::FutureExt as _;
@@ -196,7 +197,10 @@ async fn interactive(
 /// Watches the other end for the person at the terminal, if there is one.
 async fn watch_silence(person: Option<&Silence>, tunnel: &Tunnel) -> network_info::Never {
     match person {
-        Some(silence) => silence.watch(tunnel).await,
+        Some(silence) => {
+            let ping = async |wait| tunnel.tailnet.ping(tunnel.address, PingKind::Tsmp, wait).await.map(drop);
+            silence.watch(&tunnel.name, clock::now, ping, output::note).await
+        }
         None => std::future::pending().await,
     }
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::cli::output;
 use crate::driver::{
+    clock,
     stdio::{Stdin, Stdout},
     terminal::{Resizes, Size},
 };
@@ -252,8 +253,8 @@ impl Session {
         let Local { stdin, stdout, stderr, resizes, person, first } = local;
         let Self { connection, read, write, failure } = self;
         let mut ending = tokio::select! {
-            ending = pass_output(read, stdout, stderr, &first) => ending?,
-            left = pass_input(&write, stdin, resizes, has_terminal, person) => left,
+            ending = pass_output(read, stdout, stderr, &first, person.as_deref()) => ending?,
+            left = pass_input(&write, stdin, resizes, has_terminal, person.as_deref()) => left,
         };
         if let (Ending::Lost(reason), Some(failure)) = (&mut ending, failure.get()) {
             reason.clone_from(failure);
@@ -291,13 +292,18 @@ async fn pass_output(
     mut stdout: Stdout,
     mut stderr: Stdout,
     first: &Notify,
+    person: Option<&Silence>,
 ) -> anyhow::Result<Ending> {
     let (out, mut out_waiting) = mpsc::channel::<Bytes>(WAITING);
     let (err, mut err_waiting) = mpsc::channel::<Bytes>(WAITING);
     let sort = async move {
         let mut ending = Ending::Lost("the agent ended the session without a status".to_owned());
         loop {
-            match channel.wait().await {
+            let message = channel.wait().await;
+            if let Some(silence) = person {
+                silence.heard(clock::now());
+            }
+            match message {
                 // A writer that has failed says so itself.
                 Some(ChannelMsg::Data { data }) => drop(out.send(data).await),
                 Some(ChannelMsg::ExtendedData { data, ext: 1 }) => drop(err.send(data).await),
@@ -337,7 +343,7 @@ async fn pass_input(
     mut stdin: Stdin,
     mut resizes: Option<Resizes>,
     has_terminal: bool,
-    person: Option<Rc<Silence>>,
+    person: Option<&Silence>,
 ) -> Ending {
     let (waiting, mut next) = mpsc::channel::<Bytes>(if person.is_some() { TYPED } else { PIPED });
     let read = async move {
@@ -347,7 +353,7 @@ async fn pass_input(
             // An unreadable standard input (a terminal that hung up) ends the input, not the session.
             let n = stdin.read(&mut buf).await.unwrap_or(0);
             let Some(bytes) = buf.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
-            let bytes = match &person {
+            let bytes = match person {
                 None => Bytes::copy_from_slice(bytes),
                 Some(silence) => {
                     let typed = escapes.take(bytes, silence.is_on());
@@ -357,6 +363,7 @@ async fn pass_input(
                     if typed.leave {
                         return Ending::Left;
                     }
+                    silence.typed(clock::now());
                     typed.pass.into()
                 }
             };

@@ -2,8 +2,9 @@
 
 use super::{
     Event, Node, Role,
+    facts::{Facts, Unusable},
     lost::Signs,
-    peers::{Change, Facts, Gone, Unusable},
+    peers::{Change, Gone},
 };
 use crate::{
     base::{Instant, PeerIx},

@@ -24,6 +24,7 @@ mod counters;
 mod dials;
 mod endpoints;
 mod event;
+mod facts;
 mod flows;
 mod lost;
 mod peers;

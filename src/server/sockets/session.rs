@@ -3,8 +3,8 @@
 use super::{
     super::{
         access::Machine,
-        app::{App, Latency},
-        live::Presence,
+        app::App,
+        live::{Latency, Presence},
         time::Stamp,
         upgrade::{Socket, closed_by_peer, farewell},
     },

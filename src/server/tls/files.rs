@@ -1,14 +1,14 @@
 //! Certificates and keys in PEM files, and whether the files have changed.
 
 use super::TlsConfig;
+use crate::driver::{files::read_regular, http};
 use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
 };
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -76,29 +76,10 @@ impl Seen {
     }
 }
 
-/// Whatever is no plain file is refused before it is opened: a pipe would never end.
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let meta = fs::metadata(path)?;
-    if !meta.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if meta.len() > LARGEST_FILE {
-        return Err(io::Error::other(format!("it is larger than {LARGEST_FILE} bytes")));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// The certificates of a file, at least one.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = bytes(path).map_err(|error| error.to_string())?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err("it holds no certificate in PEM".to_owned()),
-        Ok(found) => Ok(found),
-        Err(error) => Err(format!("it is no PEM: {error}")),
-    }
+    let bytes = read_regular(path, LARGEST_FILE).map_err(|error| error.to_string())?;
+    http::certificates(&bytes).map_err(|error| error.to_string())
 }
 
 /// A chain and its key.
@@ -107,7 +88,7 @@ pub(super) fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) ->
     let chain = certificates(certificate).map_err(refuse)?;
     // What the library says of a key may quote it: only kinds of failure are told.
     let refuse = |why: &str| TlsError::Key { path: key.to_owned(), why: why.to_owned() };
-    let pem = bytes(key).map_err(|error| refuse(&error.to_string()))?;
+    let pem = read_regular(key, LARGEST_FILE).map_err(|error| refuse(&error.to_string()))?;
     let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| refuse("it holds no private key in PEM"))?;
     CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() },
