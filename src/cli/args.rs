@@ -14,10 +14,11 @@ use super::{
     rpty::Exp,
     server::Server,
     show,
+    speedtest::Speedtest,
     ssh::{KeyAgentArgs, RemoteForwardArgs},
     stat, tokens, whoami,
 };
-use crate::{driver::http::Token, net::speedtest::MAX_TIME};
+use crate::driver::http::Token;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -214,11 +215,21 @@ pub(super) enum Command {
     Quickstart(Quickstart),
 }
 
+/// The form of a result that is a line or a few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// Columns for people
-    #[value(alias = "table")]
+    /// Words for people
     Text,
+    /// One JSON document
+    Json,
+}
+
+/// The form of a result that has rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Listing {
+    /// Columns for people
+    #[value(alias = "text")]
+    Table,
     /// One JSON document
     Json,
 }
@@ -236,8 +247,8 @@ pub(super) struct List {
           ignore_case = true)]
     pub(super) column: Vec<String>,
     /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Listing,
 }
 
 #[derive(Debug, Args)]
@@ -368,64 +379,6 @@ pub(super) enum ConnectCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Speedtest {
-    /// [OWNER/]WORKSPACE[.AGENT]
-    pub(super) workspace: String,
-    /// Begin only when the connection is direct
-    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
-    pub(super) direct: bool,
-    /// Who sends: the workspace (down) or this machine (up)
-    #[arg(long, value_enum, default_value = "down", value_name = "DIRECTION")]
-    pub(super) direction: Direction,
-    /// How long to measure
-    #[arg(short, long, default_value = "5s", value_parser = test_time, value_name = "DURATION", allow_hyphen_values = true)]
-    pub(super) time: Duration,
-    /// File to write every packet of the tunnel to, for Wireshark
-    #[arg(long, value_name = "FILE")]
-    pub(super) pcap_file: Option<PathBuf>,
-    /// Columns of the table, one or several
-    #[arg(
-        short,
-        long,
-        value_enum,
-        ignore_case = true,
-        value_delimiter = ',',
-        default_value = "interval,throughput",
-        value_name = "COLUMNS"
-    )]
-    pub(super) column: Vec<SpeedColumn>,
-    /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Direction {
-    /// From the workspace to this machine
-    Down,
-    /// From this machine to the workspace
-    Up,
-}
-
-/// A column of the speed test's table, in the order in which they stand there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(super) enum SpeedColumn {
-    /// Begin and end
-    Interval,
-    /// Amount of data
-    Transfer,
-    /// Speed
-    Throughput,
-}
-
-/// A duration that a speed test can have.
-fn test_time(text: &str) -> Result<Duration, String> {
-    let time = go_duration(text)?;
-    if time > MAX_TIME { Err(format!("a test lasts {} h at most", MAX_TIME.as_secs() / 3600)) } else { Ok(time) }
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Version {
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
@@ -471,6 +424,7 @@ pub(super) fn explain(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::speedtest::{Direction, SpeedColumn};
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
@@ -523,7 +477,7 @@ mod tests {
         let Command::Speedtest(args) = parse("coder speedtest dev").unwrap().command else { panic!("not speedtest") };
         assert_eq!(
             (args.direct, args.direction, args.time, args.output),
-            (false, Direction::Down, Duration::from_secs(5), Output::Text)
+            (false, Direction::Down, Duration::from_secs(5), Listing::Table)
         );
         assert_eq!(args.column, [SpeedColumn::Interval, SpeedColumn::Throughput]);
         let line = "coder speedtest -d --direction up -t 200ms -c Throughput,TRANSFER -o table admin/dev";
@@ -543,6 +497,24 @@ mod tests {
             let said = explain(&parse(line).unwrap_err());
             assert!(said.contains(named), "{line}: {said}");
         }
+    }
+
+    #[test]
+    fn results_with_rows_are_tables_and_others_text_as_in_the_go_command_line() {
+        let help = |line: &str| Cli::try_parse_from(line.split(' ').chain(["--help"])).unwrap_err().to_string();
+        for command in ["list", "tokens list", "ping", "speedtest", "stat"] {
+            assert!(help(&format!("coder {command}")).contains("table, json"), "{command}");
+        }
+        for command in ["version", "stat cpu"] {
+            assert!(help(&format!("coder {command}")).contains("text, json"), "{command}");
+        }
+        // What was taken for long stays.
+        for line in ["coder list -o text", "coder ping -o text dev", "coder list -o table"] {
+            parse(line).unwrap();
+        }
+        assert!(
+            help("coder server").contains("--api-rate-limit") && help("coder server").contains("--dangerous-disable-rate-limits")
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The figures of a speed test: measured, as a table and as JSON.
 
-use super::super::{args::SpeedColumn, output};
+use super::{super::output, SpeedColumn};
 use crate::base::Instant;
 use serde::{Serialize, Serializer};
 use std::time::Duration;
