@@ -215,11 +215,21 @@ pub(super) enum Command {
     Quickstart(Quickstart),
 }
 
+/// The form of a result that is a line or a few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// Columns for people
-    #[value(alias = "table")]
+    /// Words for people
     Text,
+    /// One JSON document
+    Json,
+}
+
+/// The form of a result that has rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Listing {
+    /// Columns for people
+    #[value(alias = "text")]
+    Table,
     /// One JSON document
     Json,
 }
@@ -237,8 +247,8 @@ pub(super) struct List {
           ignore_case = true)]
     pub(super) column: Vec<String>,
     /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Listing,
 }
 
 #[derive(Debug, Args)]
@@ -414,6 +424,7 @@ pub(super) fn explain(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::speedtest::{Direction, SpeedColumn};
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
@@ -459,6 +470,24 @@ mod tests {
         assert_eq!(go_duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(go_duration("5"), Err("missing unit in duration \"5\"".to_owned()));
         assert!(go_duration("").is_err() && go_duration("1x").is_err());
+    }
+
+    #[test]
+    fn results_with_rows_are_tables_and_others_text_as_in_the_go_command_line() {
+        let help = |line: &str| Cli::try_parse_from(line.split(' ').chain(["--help"])).unwrap_err().to_string();
+        for command in ["list", "tokens list", "ping", "speedtest", "stat"] {
+            assert!(help(&format!("coder {command}")).contains("table, json"), "{command}");
+        }
+        for command in ["version", "stat cpu"] {
+            assert!(help(&format!("coder {command}")).contains("text, json"), "{command}");
+        }
+        // What was taken for long stays.
+        for line in ["coder list -o text", "coder ping -o text dev", "coder list -o table"] {
+            parse(line).unwrap();
+        }
+        assert!(
+            help("coder server").contains("--api-rate-limit") && help("coder server").contains("--dangerous-disable-rate-limits")
+        );
     }
 
     #[test]

@@ -10,6 +10,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The token of a login.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Session<'a> {
+    /// It belongs to the login and ends with it.
+    Own(&'a Token),
+    /// Others may use it too: it outlives the login.
+    Given(&'a Token),
+}
+
+/// Holds the public id of a stored token that outlives its login. Whoever stores another one does not have to know of it.
+const GIVEN: &str = "given";
+
 /// A configuration folder, which need not exist.
 #[derive(Debug, Clone)]
 pub(super) struct ConfigDir(PathBuf);
@@ -63,22 +75,43 @@ impl ConfigDir {
     }
 
     /// Stores a login.
-    pub(super) fn store(&self, url: &str, session: &Token) -> anyhow::Result<()> {
-        self.write("session", session.expose())?;
+    pub(super) fn store(&self, url: &str, session: Session<'_>) -> anyhow::Result<()> {
+        let token = match session {
+            Session::Own(token) => {
+                self.remove(GIVEN)?;
+                token
+            }
+            Session::Given(token) => {
+                self.write(GIVEN, public_id(token))?;
+                token
+            }
+        };
+        self.write("session", token.expose())?;
         self.write("url", url)
+    }
+
+    /// Whether `token` was stored as one that outlives its login.
+    pub(super) fn is_given(&self, token: &Token) -> anyhow::Result<bool> {
+        Ok(self.read(GIVEN)?.is_some_and(|id| id == public_id(token)))
     }
 
     /// Removes all that belongs to a login; what is not there is fine.
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The token first: whatever happens then, it is gone.
-        for name in ["session", "url", "organization"] {
-            match fs::remove_file(self.0.join(name)) {
-                Err(e) if e.kind() != ErrorKind::NotFound => bail!("cannot remove {}: {e}", self.0.join(name).display()),
-                _ => {}
-            }
-        }
-        Ok(())
+        ["session", "url", "organization", GIVEN].into_iter().try_for_each(|name| self.remove(name))
     }
+
+    fn remove(&self, name: &str) -> anyhow::Result<()> {
+        match fs::remove_file(self.0.join(name)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => bail!("cannot remove {}: {e}", self.0.join(name).display()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The part of a token that is no secret.
+fn public_id(token: &Token) -> &str {
+    token.expose().split('-').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -90,12 +123,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = ConfigDir::open(Some(&dir.path().join("sub"))).unwrap();
         assert_eq!(config.url().unwrap(), None);
-        config.store("http://localhost:3000", &Token::new("abc-def")).unwrap();
+        config.store("http://localhost:3000", Session::Own(&Token::new("abc-def"))).unwrap();
         assert_eq!(config.session().unwrap().unwrap().expose(), "abc-def");
         let mode = |name: &str| fs::metadata(config.0.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("url"), mode("session")), (0o600, 0o600));
         fs::write(config.0.join("url"), " http://example.com \n").unwrap();
         assert_eq!(config.url().unwrap().as_deref(), Some("http://example.com"));
+        config.store("http://localhost:3000", Session::Given(&Token::new("ghi-jkl"))).unwrap();
+        // Another program stores another token and knows nothing of the mark.
+        assert_eq!(["ghi-jkl", "abc-def"].map(|t| config.is_given(&Token::new(t)).unwrap()), [true, false]);
+        assert_eq!(fs::read_to_string(config.0.join(GIVEN)).unwrap(), "ghi", "nothing of the secret");
         config.forget().unwrap();
         assert!(fs::read_dir(&config.0).unwrap().next().is_none());
         config.forget().unwrap();

@@ -14,14 +14,19 @@ pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<
     let manifest = args.manifest.as_deref().map(read).transpose()?;
     let deployment = Deployment::open(global).await?;
     let made = deployment.client.create_workspace(&args.name, args.agent_url.as_deref(), manifest).await.map_err(refused)?;
-    output::line(&format!(
+    let text = format!(
         "Workspace {name} was made. Start its agent on the machine to reach; its token is shown only now:\n\n  \
          CODER_AGENT_URL={url} CODER_AGENT_TOKEN={token} coder agent\n\n\
          Then open a shell there with: coder ssh {name}",
         name = made.workspace.name,
         url = made.agent_url.as_deref().unwrap_or(&deployment.url),
         token = made.agent_token.expose(),
-    ))?;
+    );
+    let name = &made.workspace.name;
+    output::once(
+        &text,
+        &format!("workspace {name} was made, but its agent's token is lost: 'coder delete {name}' takes it away"),
+    )?;
     Ok(0)
 }
 
@@ -36,12 +41,15 @@ pub(super) async fn user(global: &Global, command: &UsersCommand) -> anyhow::Res
     let UsersCommand::Create { name } = command;
     let deployment = Deployment::open(global).await?;
     let made = deployment.client.create_user(name).await.map_err(refused)?;
-    output::line(&format!(
+    let text = format!(
         "User {} was made. The token is shown only now:\n\n  {}\n\nLog in with 'coder login {url}' and paste it.",
         made.user.username,
         made.session_token.expose(),
         url = deployment.url,
-    ))?;
+    );
+    let name = &made.user.username;
+    let another = format!("'coder tokens create --user {name}' makes another one");
+    output::once(&text, &format!("user {name} was made, but the token is lost: {another}"))?;
     Ok(0)
 }
 

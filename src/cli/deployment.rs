@@ -1,16 +1,21 @@
 //! The server that a command talks to: its URL, the login, extra headers.
 
-use super::{args::Global, config::ConfigDir};
+use super::{Signalled, args::Global, config::ConfigDir};
 use crate::{
     client::Client,
-    driver::http::{Http, HttpError, HttpOptions, Identity, Token, certificates},
+    driver::{
+        http::{Http, HttpError, HttpOptions, Identity, Token, certificates},
+        process::EndSignals,
+        terminal::Terminals,
+    },
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
     time::Duration,
 };
 use tokio::{process::Command, time::timeout};
@@ -68,6 +73,13 @@ pub(super) struct TlsFlags {
     client_tls_key_file: Option<PathBuf>,
 }
 
+impl TlsFlags {
+    /// Authorities, certificate and key.
+    pub(super) fn files(&self) -> [Option<&Path>; 3] {
+        [&self.client_tls_ca_file, &self.client_tls_cert_file, &self.client_tls_key_file].map(|file| file.as_deref())
+    }
+}
+
 /// How this command line wants HTTP to be spoken to anybody.
 pub(super) async fn http_options(global: &Global, url: &str) -> anyhow::Result<HttpOptions> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -101,10 +113,12 @@ async fn headers_within(global: &Global, url: &str, limit: Duration) -> anyhow::
         headers.push(split(&header.0).with_context(|| format!("--header number {} is not of the form NAME=VALUE", at + 1))?);
     }
     if let Some(command) = global.header_command.as_deref().filter(|c| !c.is_empty()) {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", command]).env("CODER_URL", url).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let output = timeout(limit, shell.output())
-            .await
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let output = tokio::select! {
+            output = timeout(limit, output(command, url)) => output,
+            signal = signals.next() => return Err(Signalled(signal).into()),
+        };
+        let output = output
             .with_context(|| format!("the header command {command:?} did not end within {} s", limit.as_secs()))?
             .with_context(|| format!("cannot run the header command {command:?}"))?;
         if !output.status.success() {
@@ -115,6 +129,36 @@ async fn headers_within(global: &Global, url: &str, limit: Duration) -> anyhow::
         }
     }
     Ok(headers)
+}
+
+/// Runs the header command. Dropping the future ends it with all that it started.
+async fn output(command: &str, url: &str) -> io::Result<Output> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).env("CODER_URL", url);
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    // At a terminal it stays in our group: it may ask a person, and hears of Ctrl-C as we do.
+    let alone = !Terminals::of_process().input;
+    if alone {
+        shell.process_group(0);
+    }
+    let child = shell.spawn()?;
+    let group = child.id().filter(|_| alone).and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let mut group = Group(group);
+    let output = child.wait_with_output().await;
+    // What it left behind on purpose stays.
+    group.0 = None;
+    output
+}
+
+/// Processes that end with this.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
 }
 
 fn split(header: &str) -> Option<(String, String)> {

@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, builder::PossibleValuesParser};
-use std::{io::BufRead as _, time::Duration};
+use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// How long a build may take.
@@ -75,7 +75,7 @@ pub(super) async fn start(global: &Global, args: &Start) -> anyhow::Result<u8> {
 
 pub(super) async fn stop(global: &Global, args: &Change) -> anyhow::Result<u8> {
     let (client, workspace) = open(global, &args.workspace).await?;
-    confirm(&args.yes, &format!("Stop the workspace {}, with all sessions in it?", workspace.name))?;
+    confirm(&args.yes, &format!("Stop the workspace {}, with all sessions in it?", workspace.name)).await?;
     let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
     finish(&client, &workspace, &build, "stopped").await?;
     done(&workspace.name, "stopped")
@@ -83,7 +83,7 @@ pub(super) async fn stop(global: &Global, args: &Change) -> anyhow::Result<u8> {
 
 pub(super) async fn restart(global: &Global, args: &Change) -> anyhow::Result<u8> {
     let (client, workspace) = open(global, &args.workspace).await?;
-    confirm(&args.yes, &format!("Restart the workspace {}, ending all sessions in it?", workspace.name))?;
+    confirm(&args.yes, &format!("Restart the workspace {}, ending all sessions in it?", workspace.name)).await?;
     let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
     finish(&client, &workspace, &build, "stopped").await?;
     let build = begin(&client, &workspace, Transition::Start, "cli", None).await?;
@@ -97,7 +97,7 @@ pub(super) async fn update(global: &Global, args: &Change) -> anyhow::Result<u8>
         output::line("Workspace is up-to-date.")?;
         return Ok(0);
     }
-    confirm(&args.yes, &format!("Update the workspace {}, ending all sessions in it?", workspace.name))?;
+    confirm(&args.yes, &format!("Update the workspace {}, ending all sessions in it?", workspace.name)).await?;
     if is_running(&workspace) {
         let build = begin(&client, &workspace, Transition::Stop, "cli", None).await?;
         finish(&client, &workspace, &build, "stopped").await?;
@@ -109,7 +109,7 @@ pub(super) async fn update(global: &Global, args: &Change) -> anyhow::Result<u8>
 
 pub(super) async fn delete(global: &Global, args: &Change) -> anyhow::Result<u8> {
     let (client, workspace) = open(global, &args.workspace).await?;
-    confirm(&args.yes, &format!("Delete the workspace {} for ever?", workspace.name))?;
+    confirm(&args.yes, &format!("Delete the workspace {} for ever?", workspace.name)).await?;
     let build = begin(&client, &workspace, Transition::Delete, "cli", None).await?;
     finish(&client, &workspace, &build, "deleted").await?;
     done(&workspace.name, "deleted")
@@ -126,7 +126,7 @@ fn is_running(workspace: &Workspace) -> bool {
 }
 
 /// Asks whoever sits at the terminal.
-fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
+async fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
     if yes.yes {
         return Ok(());
     }
@@ -134,8 +134,7 @@ fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
         bail!("{question} There is nobody to ask: pass --yes to agree");
     }
     output::note(&format!("{question} (yes/no)"));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    let answer = output::answer().await.context("cannot read the answer")?.unwrap_or_default();
     if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") { Ok(()) } else { Err(anyhow!("nothing was done")) }
 }
 

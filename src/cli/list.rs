@@ -1,7 +1,7 @@
 //! `coder list`: the workspaces as a table or as JSON (`cli.md` §2.3).
 
 use super::{
-    args::{Global, List, Output},
+    args::{Global, List, Listing},
     deployment::{Deployment, explain},
     output,
 };
@@ -20,7 +20,7 @@ pub(super) async fn run(global: &Global, args: &List) -> anyhow::Result<u8> {
     let deployment = Deployment::open(global).await?;
     let query = if args.all { "" } else { &args.search };
     let found = deployment.client.workspaces(query).await.map_err(explain)?;
-    if args.output == Output::Json {
+    if args.output == Listing::Json {
         output::line(&serde_json::to_string_pretty(&found)?)?;
         return Ok(0);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     args::{Global, go_bool},
-    config::ConfigDir,
+    config::{ConfigDir, Session},
     deployment::{Deployment, explain},
     output,
 };
@@ -16,7 +16,7 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand};
-use std::{fmt, io};
+use std::fmt;
 use zeroize::Zeroizing;
 
 /// How often a mistyped token may be pasted again.
@@ -84,20 +84,33 @@ pub(super) async fn run(global: &Global, args: &Login) -> anyhow::Result<u8> {
     if !has_user {
         return set_up(&anonymous, &url, &args.first).await;
     }
-    // A token on the command line is exchanged for one of this machine's own; a pasted one was made for it.
-    let (session, user) = match global.token.clone() {
+    let (given, user) = match global.token.clone() {
         Some(given) => {
             if given.expose().is_empty() {
                 bail!("the token is empty");
             }
-            let client = Deployment::at(global, &url, Some(given.clone())).await?.client;
+            let client = with_token(&anonymous.client, &given);
             let user = client.me().await.map_err(|e| not_of(&url, e))?;
-            let session = if args.use_token_as_session { given } else { client.mint_key().await.map_err(explain)? };
-            (session, user)
+            (given, user)
         }
         None => paste(&anonymous.client, &url).await?,
     };
-    welcome(&anonymous.config, &url, &session, &user)
+    if args.use_token_as_session {
+        return welcome(&anonymous.config, &url, Session::Own(&given), &user);
+    }
+    // Others may use the token that was given: this login gets one of its own, which ends with it.
+    match with_token(&anonymous.client, &given).mint_key().await {
+        Ok(made) => welcome(&anonymous.config, &url, Session::Own(&made), &user),
+        Err(error) if matches!(error.status(), Some(403 | 404)) => {
+            output::note("This token may make no other one, so it is stored itself; 'coder logout' will not end it.");
+            welcome(&anonymous.config, &url, Session::Given(&given), &user)
+        }
+        Err(error) => Err(explain(error)),
+    }
+}
+
+fn with_token(client: &Client, token: &Token) -> Client {
+    Client::new(client.http().with_token(Some(token.clone())))
 }
 
 /// The URL and where it comes from.
@@ -134,7 +147,7 @@ fn not_of(url: &str, error: HttpError) -> anyhow::Error {
     }
 }
 
-fn welcome(config: &ConfigDir, url: &str, session: &Token, user: &User) -> anyhow::Result<u8> {
+fn welcome(config: &ConfigDir, url: &str, session: Session<'_>, user: &User) -> anyhow::Result<u8> {
     config.store(url, session).context("the login was not stored")?;
     output::line(&format!("  Welcome to Coder, {}! You're authenticated.", user.username))?;
     Ok(0)
@@ -146,8 +159,8 @@ async fn set_up(deployment: &Deployment, url: &str, flags: &FirstUserFlags) -> a
     let user = first_user(flags).await?;
     deployment.client.create_first_user(&user).await.map_err(explain).context("the first user was not made")?;
     let session = deployment.client.log_in(&user.email, &user.password).await.map_err(explain)?;
-    let client = Client::new(deployment.client.http().with_token(Some(session.clone())));
-    welcome(&deployment.config, url, &session, &client.me().await.map_err(explain)?)
+    let user = with_token(&deployment.client, &session).me().await.map_err(explain)?;
+    welcome(&deployment.config, url, Session::Own(&session), &user)
 }
 
 /// The first user of the flags; what they leave open is asked for at a terminal.
@@ -156,7 +169,7 @@ async fn first_user(flags: &FirstUserFlags) -> anyhow::Result<FirstUser> {
     let given = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
     let username = match given(&flags.first_user_username) {
         Some(name) => name,
-        None if asks => ask("What username would you like?")?,
+        None if asks => ask("What username would you like?").await?,
         None => bail!(
             "the initial user cannot be created in non-interactive mode. use the API, or pass --first-user-username, \
              --first-user-email and --first-user-password"
@@ -164,7 +177,7 @@ async fn first_user(flags: &FirstUserFlags) -> anyhow::Result<FirstUser> {
     };
     let email = match given(&flags.first_user_email) {
         Some(email) => email,
-        None if asks => ask("What's your email?")?,
+        None if asks => ask("What's your email?").await?,
         None => bail!("the first user needs a mail address: pass --first-user-email"),
     };
     let password = match given(&flags.first_user_password) {
@@ -183,12 +196,10 @@ async fn first_user(flags: &FirstUserFlags) -> anyhow::Result<FirstUser> {
 }
 
 /// Asks at the terminal.
-fn ask(question: &str) -> anyhow::Result<String> {
+async fn ask(question: &str) -> anyhow::Result<String> {
     output::raw(&format!("> {question} "))?;
-    let mut line = String::new();
-    if io::stdin().read_line(&mut line).context("cannot read the answer")? == 0 || line.trim().is_empty() {
-        bail!("nothing was entered");
-    }
+    let line = output::answer().await.context("cannot read the answer")?;
+    let line = line.filter(|line| !line.trim().is_empty()).context("nothing was entered")?;
     Ok(line.trim().to_owned())
 }
 
@@ -215,13 +226,12 @@ async fn paste(anonymous: &Client, url: &str) -> anyhow::Result<(Token, User)> {
     let mut tries = if at_terminal { TRIES } else { 1 };
     loop {
         tries -= 1;
-        let text = if at_terminal { hidden("> Paste your token here: ").await? } else { piped()? };
+        let text = if at_terminal { hidden("> Paste your token here: ").await? } else { piped().await? };
         let token = Token::new(text.trim());
         if token.expose().is_empty() {
             bail!("the token is empty");
         }
-        let client = Client::new(anonymous.http().with_token(Some(token.clone())));
-        match client.me().await {
+        match with_token(anonymous, &token).me().await {
             Ok(user) => return Ok((token, user)),
             Err(error) if tries > 0 && error.status() == Some(401) => output::note("That is no token of this deployment."),
             Err(error) => return Err(not_of(url, error)),
@@ -229,13 +239,10 @@ async fn paste(anonymous: &Client, url: &str) -> anyhow::Result<(Token, User)> {
     }
 }
 
-fn piped() -> anyhow::Result<Zeroizing<String>> {
+async fn piped() -> anyhow::Result<Zeroizing<String>> {
     output::raw("> Paste your token here: ")?;
-    let mut line = Zeroizing::new(String::new());
-    if io::stdin().read_line(&mut line).context("cannot read the token from standard input")? == 0 {
-        bail!("no token: pass --token or write it to standard input");
-    }
-    Ok(line)
+    let line = output::answer().await.context("cannot read the token from standard input")?;
+    line.context("no token: pass --token or write it to standard input")
 }
 
 /// `https://` unless a scheme is given; `http://` for this machine itself.

@@ -7,7 +7,7 @@ use super::{
 };
 use anyhow::{Context as _, bail};
 use clap::Args;
-use std::{io, time::Duration};
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// How long the server may take to hear of it: the login here ends anyhow.
@@ -26,16 +26,19 @@ pub(super) async fn run(global: &Global, args: &Logout) -> anyhow::Result<u8> {
     let deployment = Deployment::open(global).await?;
     if !args.yes {
         output::raw("> Are you sure you want to log out? (yes/no) ")?;
-        let mut answer = String::new();
-        if io::stdin().read_line(&mut answer).context("cannot read the answer")? == 0 {
+        let Some(answer) = output::answer().await.context("cannot read the answer")? else {
             bail!("there is nobody to ask: pass --yes to agree");
-        }
+        };
         if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
             return Ok(1);
         }
     }
-    if deployment.client.http().token().is_some() {
-        match timeout(LIMIT, deployment.client.log_out()).await {
+    let client = &deployment.client;
+    let given = client.http().token().map(|token| deployment.config.is_given(token)).transpose()?;
+    if given == Some(true) {
+        output::note("The token of this login was given to it and is left as it is: 'coder tokens remove' ends it.");
+    } else if given == Some(false) {
+        match timeout(LIMIT, client.log_out()).await {
             Ok(Ok(())) => {}
             // It has ended already.
             Ok(Err(error)) if error.status() == Some(401) => {}

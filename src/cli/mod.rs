@@ -38,7 +38,9 @@ mod version;
 mod watch;
 mod whoami;
 
-use args::{Cli, Command};
+use crate::driver::process::{EndSignal, EndSignals};
+use anyhow::Context as _;
+use args::{Cli, Command, Global};
 use std::process::ExitCode;
 
 /// Runs the command line of this process and gives its exit code.
@@ -60,6 +62,9 @@ pub fn main() -> ExitCode {
     }
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
+        Err(e) if e.is::<Signalled>() => {
+            e.downcast_ref().map_or(ExitCode::FAILURE, |Signalled(signal)| exit_code(*signal).into())
+        }
         // Whoever read our output has enough of it.
         Err(e) if is_closed_output(&e) => ExitCode::FAILURE,
         Err(e) => {
@@ -77,21 +82,21 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     let global = &cli.global;
     match &cli.command {
         Command::Version(args) => version::run(args),
-        Command::Login(args) => on_one_thread(login::run(global, args)),
-        Command::Logout(args) => on_one_thread(logout::run(global, args)),
-        Command::Whoami(args) => on_one_thread(whoami::run(global, args)),
-        Command::Tokens(args) => on_one_thread(tokens::run(global, &args.command)),
-        Command::List(args) => on_one_thread(list::run(global, args)),
-        Command::Show(args) => on_one_thread(show::run(global, args)),
-        Command::Create(args) => on_one_thread(create::workspace(global, args)),
-        Command::Start(args) => on_one_thread(life::start(global, args)),
-        Command::Stop(args) => on_one_thread(life::stop(global, args)),
-        Command::Restart(args) => on_one_thread(life::restart(global, args)),
-        Command::Update(args) => on_one_thread(life::update(global, args)),
-        Command::Delete(args) => on_one_thread(life::delete(global, args)),
-        Command::Users(args) => on_one_thread(create::user(global, &args.command)),
+        Command::Login(args) => briefly(global, login::run(global, args)),
+        Command::Logout(args) => briefly(global, logout::run(global, args)),
+        Command::Whoami(args) => briefly(global, whoami::run(global, args)),
+        Command::Tokens(args) => briefly(global, tokens::run(global, &args.command)),
+        Command::List(args) => briefly(global, list::run(global, args)),
+        Command::Show(args) => briefly(global, show::run(global, args)),
+        Command::Create(args) => briefly(global, create::workspace(global, args)),
+        Command::Start(args) => briefly(global, life::start(global, args)),
+        Command::Stop(args) => briefly(global, life::stop(global, args)),
+        Command::Restart(args) => briefly(global, life::restart(global, args)),
+        Command::Update(args) => briefly(global, life::update(global, args)),
+        Command::Delete(args) => briefly(global, life::delete(global, args)),
+        Command::Users(args) => briefly(global, create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
-        Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
+        Command::ConfigSsh(args) => briefly(global, config_ssh::run(global, args)),
         Command::Connect(args) => on_one_thread(coder_connect::run(&args.command)),
         Command::Ping(args) => ping::run(global, args),
         Command::PortForward(args) => port_forward::run(global, args),
@@ -103,6 +108,30 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Server(args) => server::run(global, args),
         Command::Quickstart(args) => quickstart::run(global, args),
     }
+}
+
+/// A signal ended the command before it had begun.
+#[derive(Debug, thiserror::Error)]
+#[error("a signal came first")]
+struct Signalled(EndSignal);
+
+/// What a shell sees of a command that a signal ended.
+const fn exit_code(signal: EndSignal) -> u8 {
+    128 + signal.number()
+}
+
+/// Runs a command that knows of no signals: they end the process, and with it what it has started.
+fn briefly(global: &Global, command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    on_one_thread(async {
+        if global.header_command.is_none() {
+            return command.await;
+        }
+        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        tokio::select! {
+            done = command => done,
+            signal = signals.next() => Ok(exit_code(signal)),
+        }
+    })
 }
 
 /// Runs a command on one current-thread runtime: thread hops cost more than they give (DESIGN §3.2).

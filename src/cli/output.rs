@@ -1,22 +1,43 @@
 //! The one sink for what a command prints. Standard output carries results, standard error everything for people.
 
 use std::io::{self, Write as _};
+use zeroize::Zeroizing;
 
 /// Prints a result line to standard output.
 ///
 /// # Errors
 /// When standard output is closed or full.
 pub(super) fn line(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()
+    raw(&format!("{text}\n"))
 }
 
 /// Prints text as it is to standard output.
+///
+/// # Errors
+/// As [`line`].
 pub(super) fn raw(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|e| io::Error::new(e.kind(), format!("cannot write to standard output: {e}")))
+}
+
+/// Prints a line that holds a secret which is to be had only once. `made` tells whoever does not get it what there is now.
+///
+/// # Errors
+/// As [`line`]; also a closed standard output is worth a word here.
+pub(super) fn once(text: &str, made: &str) -> anyhow::Result<()> {
+    line(text).map_err(|e| anyhow::anyhow!("{e}; {made}"))
+}
+
+/// Reads a line of standard input, which may be a person's answer; `None` at its end. Reading blocks a thread of its own:
+/// signals are heard meanwhile.
+pub(super) async fn answer() -> io::Result<Option<Zeroizing<String>>> {
+    let read = || {
+        let mut line = Zeroizing::new(String::new());
+        let length = io::stdin().read_line(&mut line)?;
+        Ok((length > 0).then_some(line))
+    };
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// Prints a line for a person to standard error. A closed standard error is nobody's problem.

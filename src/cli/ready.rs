@@ -64,6 +64,10 @@ pub(super) async fn agent(client: &Client, target: &Target, readiness: Readiness
 }
 
 pub(super) async fn find(client: &Client, target: &Target) -> anyhow::Result<Workspace> {
+    // The server would take it for another call.
+    if [&target.owner, &target.workspace].iter().any(|name| name.is_empty() || name.contains('/')) {
+        bail!("{:?} names no workspace: write [OWNER/]WORKSPACE[.AGENT]", target.typed);
+    }
     client.workspace(&target.owner, &target.workspace).await.map_err(|e| match e.status() {
         Some(400 | 404) => {
             anyhow!("there is no workspace {:?} of {:?} that you may see: {e}", target.workspace, target.owner)

@@ -2,7 +2,7 @@
 
 use super::{
     args::{Global, go_bool, part_of_host, suffix},
-    config::ConfigDir,
+    config::{ConfigDir, Session},
     config_ssh::split_option,
     logs,
     output::{self, quote},
@@ -193,7 +193,8 @@ pub(super) fn login(running: &Running, dir: PathBuf) -> anyhow::Result<ConfigDir
     let path = running.admin_token_path();
     let token = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let config = ConfigDir::open(Some(&dir))?;
-    config.store(running.access_url(), &Token::new(token.trim()))?;
+    // Ending this login must not end the token of the file.
+    config.store(running.access_url(), Session::Given(&Token::new(token.trim())))?;
     Ok(config)
 }
 

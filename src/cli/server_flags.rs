@@ -227,11 +227,11 @@ pub(super) struct SessionFlags {
     #[arg(long, env = "CODER_MAX_ADMIN_TOKEN_LIFETIME", default_value = "168h", value_name = "DURATION", value_parser = life)]
     max_admin_token_lifetime: Duration,
     /// Requests a minute that a user may make to each call of the API
-    #[arg(long, env = "CODER_API_RATE_LIMIT", default_value = "512", value_name = "NUMBER", hide = true)]
+    #[arg(long, env = "CODER_API_RATE_LIMIT", default_value = "512", value_name = "NUMBER")]
     api_rate_limit: NonZeroU32,
     /// Answer any number of requests
     #[arg(long, env = "CODER_DANGEROUS_DISABLE_RATE_LIMITS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
-          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide = true)]
+          default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     dangerous_disable_rate_limits: bool,
     /// Networks of proxies that are believed when they tell for whom they ask
     #[arg(long, env = "CODER_PROXY_TRUSTED_ORIGINS", value_name = "NETWORKS", value_delimiter = ',')]

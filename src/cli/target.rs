@@ -11,6 +11,8 @@ pub(super) struct Target {
     pub(super) workspace: String,
     /// Agent name, when one was given.
     pub(super) agent: Option<String>,
+    /// The argument itself, for messages.
+    pub(super) typed: String,
 }
 
 /// How OpenSSH host names are turned into workspace arguments.
@@ -40,6 +42,7 @@ impl HostNames {
 impl Target {
     /// Reads an argument. Anything with more than three parts is taken as typed, so that the server's answer names it.
     pub(super) fn parse(argument: &str, names: &HostNames) -> Self {
+        let typed = argument;
         let argument = names.strip(argument);
         let (parts, separators) = split(argument);
         let dots_only = separators.iter().all(|s| *s == Separator::Dot);
@@ -47,6 +50,7 @@ impl Target {
             owner: owner.to_owned(),
             workspace: workspace.to_owned(),
             agent: agent.filter(|a| !a.is_empty()).map(str::to_owned),
+            typed: typed.to_owned(),
         };
         match parts.as_slice() {
             [workspace, agent] if dots_only => of("me", workspace, Some(agent)),

@@ -1,13 +1,13 @@
 //! `coder tokens`: long-lived tokens for scripts (`cli.md` §2.16).
 
 use super::{
-    args::{Global, Output, go_bool, go_duration},
+    args::{Global, Listing, go_bool, go_duration},
     deployment::{Deployment, explain},
     go_time::go_text,
     output,
 };
 use crate::client::{ApiKey, TokenRequest};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::Value;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub(super) struct Create {
     /// What it may do, such as coder:workspaces.access; may be repeated
     #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
     scope: Vec<String>,
-    /// A resource that it is for, as TYPE:UUID; may be repeated
+    /// A resource that it is for, as TYPE:UUID; may be repeated. Servers that cannot narrow a token so refuse it
     #[arg(long, value_name = "TYPE:UUID", value_delimiter = ',')]
     allow: Vec<String>,
 }
@@ -99,8 +99,8 @@ struct Shown {
     #[arg(short, long, value_name = "COLUMNS", value_delimiter = ',', ignore_case = true, value_parser = PossibleValuesParser::new(COLUMNS))]
     column: Vec<String>,
     /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Listing,
 }
 
 /// A Go duration that also knows days and years: `7d`, `1y`, `1d12h`.
@@ -134,18 +134,25 @@ async fn create(deployment: &Deployment, args: &Create) -> anyhow::Result<u8> {
     let client = &deployment.client;
     let longest = client.longest_token_life(&args.user).await.map_err(explain)?;
     let lifetime = args.lifetime.unwrap_or(longest);
+    if lifetime.is_zero() {
+        bail!(
+            "a token of lifetime 0 has ended before it is used: give a time, or leave --lifetime out for the longest ({})",
+            go_text(longest)
+        );
+    }
     if lifetime > longest {
         bail!("lifetime ({}) is greater than the maximum allowed lifetime ({})", go_text(lifetime), go_text(longest));
     }
     let request = TokenRequest { lifetime, name: args.name.clone(), scopes: args.scope.clone(), allow_list: args.allow.clone() };
     let token = client.create_token(&args.user, &request).await.map_err(explain).context("no token was made")?;
-    output::line(token.expose())?;
+    let id = token.expose().split('-').next().unwrap_or_default();
+    output::once(token.expose(), &format!("token {id} was made and is lost: 'coder tokens remove {id}' ends it"))?;
     Ok(0)
 }
 
 async fn list(deployment: &Deployment, args: &List) -> anyhow::Result<u8> {
     let found = deployment.client.tokens(args.all, args.include_expired).await.map_err(explain)?;
-    if found.is_empty() && args.shown.output == Output::Text {
+    if found.is_empty() && args.shown.output == Listing::Table {
         output::note("You have no tokens. Make one with 'coder tokens create'.");
         return Ok(0);
     }
@@ -155,7 +162,7 @@ async fn list(deployment: &Deployment, args: &List) -> anyhow::Result<u8> {
 
 /// Prints tokens in the columns that were asked for, or in the usual ones.
 fn show(found: &[Value], shown: &Shown, usual: &[&str], is_list: bool) -> anyhow::Result<u8> {
-    if shown.output == Output::Json {
+    if shown.output == Listing::Json {
         let json = match found {
             [one] if !is_list => serde_json::to_string_pretty(one)?,
             all => serde_json::to_string_pretty(all)?,
@@ -204,11 +211,14 @@ fn to_the_second(time: &str) -> String {
 
 /// The token that the user named.
 async fn find(deployment: &Deployment, wanted: &str) -> anyhow::Result<Value> {
-    let found = match id_of(wanted) {
-        Some(id) => deployment.client.token_by_id(id).await,
-        None => deployment.client.token(wanted).await,
+    let (name, found) = match id_of(wanted) {
+        Some(id) => (id, deployment.client.token_by_id(id).await),
+        None => (wanted, deployment.client.token(wanted).await),
     };
-    found.map_err(explain)
+    found.map_err(|error| match error.status() {
+        Some(404) => anyhow!("you have no token {name:?}: {error}"),
+        _ => explain(error),
+    })
 }
 
 /// Whoever pastes a whole token means the one with its id; its secret goes into no URL, log or error.

@@ -55,9 +55,14 @@ impl Client {
     /// When the server cannot be reached or answers something else than yes and no.
     pub async fn has_first_user(&self) -> Result<bool, HttpError> {
         match self.http.call(Method::Get, "/api/v2/users/first", None::<&()>).await {
-            Ok(_) => Ok(true),
+            // Other servers answer everything with some page.
+            Ok(reply) => reply.json::<serde_json::Map<_, _>>().map(|_| true),
             // A 404 with this message is the answer "no"; any other 404 comes from something that is no Coder server.
             Err(HttpError::Refused(r)) if r.status == 404 && r.message.contains("initial user") => Ok(false),
+            Err(HttpError::Refused(r)) if r.status == 404 => {
+                let reason = format!("{} is not known there (404): is this the URL of a Coder server?", r.request);
+                Err(HttpError::Answer { host: r.host, reason })
+            }
             Err(e) => Err(e),
         }
     }

@@ -108,7 +108,7 @@ fn editors_log_in_without_a_terminal_and_their_token_is_stored_itself() {
     assert_eq!(stored(folder), server.token);
     // Piped instead of given.
     fs::remove_file(folder.join("session")).unwrap();
-    let said = done(&run(alone(folder, &["login", url]), format!("{}\n", server.token).as_bytes()));
+    let said = done(&run(alone(folder, &["login", "--use-token-as-session", url]), format!("{}\n", server.token).as_bytes()));
     assert!(said.contains(&format!("{url}/cli-auth")) && said.contains("Welcome"), "{said}");
     assert_eq!(stored(folder), server.token);
     for input in [&b""[..], b"\n", b"0123456789-0123456789012345678901\n"] {
@@ -131,7 +131,34 @@ fn at_a_terminal_a_token_is_pasted_unseen_and_may_be_tried_again() {
     terminal.wait_for("Welcome to Coder, admin!");
     assert!(terminal.wait(crate::harness::LIMIT).success());
     assert!(!terminal.shown().contains(&server.token) && !terminal.shown().contains("0123456789-"));
-    assert_eq!(stored(folder.path()), server.token);
+    let minted = stored(folder.path());
+    assert!(minted != server.token && minted.len() == 33, "{minted}");
+}
+
+#[test]
+fn a_logout_ends_what_its_login_made_and_not_the_token_of_the_file() {
+    let server = Server::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, url) = (folder.path(), server.url.as_str());
+    let log_in = |token: &str| done(&run(alone(folder, &["login", url]), format!("{token}\n").as_bytes()));
+    let log_out = || text(&run(alone(folder, &["logout", "--yes"]), b"").stderr);
+    let lives = |token: &str| run(server.coder_as(token, &["list"]), b"").status.success();
+    // As the server says it: coder login URL < admin-token
+    log_in(&server.token);
+    let minted = stored(folder);
+    assert!(minted != server.token && lives(&minted), "{minted}");
+    assert_eq!(log_out(), "");
+    assert_eq!([lives(&minted), lives(&server.token)], [false, true]);
+
+    // A token that may not make another one is stored itself. It was made for something else, too.
+    let scoped =
+        done(&run(server.coder(&["tokens", "create", "--name", "ci", "--scope", "workspace:read,user:read_personal"]), b""));
+    let scoped = scoped.trim_end();
+    log_in(scoped);
+    assert_eq!(stored(folder), scoped);
+    let said = log_out();
+    assert!(said.contains("was given to it") && !folder.join("session").exists() && lives(scoped), "{said}");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "a logout leaves nothing");
 }
 
 /// A Coder server without users, for as many calls as setting one up takes. Gives what was posted.

@@ -155,9 +155,13 @@ fn a_question_is_answered_in_a_terminal_and_nobody_waits_for_ever_without_one() 
     assert_eq!(terminal.wait(LIMIT).code(), Some(0));
     assert!(server.dir.path().join(".ssh/config").exists());
 
-    // Standard input stays open and says nothing.
+    // Nobody is there.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config");
+    let out = config_ssh(&server, &file, &[], "");
+    let said = text(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.starts_with("error: ") && said.contains("--yes"), "{said}");
+    // Standard input stays open and says nothing.
     let command = server.coder(&["config-ssh", "--ssh-config-file", file.to_str().unwrap()]);
     let mut silent = Process::start("config-ssh", command);
     let line = silent.wait_for("error: ");

@@ -62,15 +62,20 @@ fn the_network_file_is_named_by_the_parent_and_tells_the_way() {
         let relay = "Coder Embedded Relay";
         assert_eq!((&told["preferred_derp"], &told["using_coder_connect"]), (&relay.into(), &false.into()), "{told}");
         assert!(told["latency"].as_f64() < Some(1000.0) && told["derp_latency"][relay].is_number(), "{told}");
-        let mut keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
-        keys.sort_unstable();
-        let all = "derp_latency download_bytes_sec latency p2p preferred_derp upload_bytes_sec using_coder_connect";
-        assert_eq!(keys.join(" "), all);
+        has_all_keys(&told);
         let ended = ssh.finish(LIMIT);
         assert!(ended.code() == Some(0) && ended.stdout.starts_with(b"SSH-2.0-"), "{}", ended.said());
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "only the last file stays");
         read(&file);
     }
+}
+
+/// Checks for the keys that editors read.
+pub(crate) fn has_all_keys(told: &Value) {
+    let mut keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    let all = "derp_latency download_bytes_sec latency p2p preferred_derp upload_bytes_sec using_coder_connect";
+    assert_eq!(keys.join(" "), all);
 }
 
 #[test]
@@ -221,7 +226,7 @@ fn a_stopped_workspace_is_started_unless_that_is_turned_off() {
 }
 
 /// The first user's only workspace.
-fn workspace(server: &Server) -> Value {
+pub(crate) fn workspace(server: &Server) -> Value {
     let out = run(server.coder(&["list", "--output", "json"]), b"");
     let list: Value = serde_json::from_slice(&out.stdout).unwrap();
     list[0].clone()

@@ -65,9 +65,15 @@ fn answers_of_servers(folder: &Path) -> Vec<Row> {
     let loops = answers("HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let headers = format!("HTTP/1.1 200 OK\r\n{}", "X-More: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(100_000));
     let row = |what, address: &str, words: &[&'static str]| (what, to(folder, address, &SSH), words.to_vec());
+    let login = |what, address: &str| {
+        let url = format!("http://{address}");
+        (what, alone(folder, &["login", &url]), vec!["Coder server"])
+    };
     let refused = r#"{"message":"Forbidden.","detail":"not for you"}"#;
     vec![
-        row("a page instead of JSON", &http("200 OK", "text/html", page), &["JSON"]),
+        row("a page instead of JSON", &http("200 OK", "text/html", page), &["JSON", "Coder server"]),
+        login("a login at a page", &http("200 OK", "text/html", page)),
+        login("a login where nothing is found", &http("404 Not Found", "text/plain", "nothing here")),
         row("a proxy's page", &http("502 Bad Gateway", "text/html", page), &["502"]),
         row("half of the JSON", &json("200 OK", r#"{"id":"00000000-"#), &["JSON"]),
         row("other JSON", &json("200 OK", "[1,2,3]"), &["JSON"]),
@@ -113,6 +119,11 @@ fn files_and_settings(folder: &Path) -> Vec<Row> {
         command.env(name, value);
         command
     };
+    let via = |name: &str, value: &str| {
+        let mut command = to(folder, "coder.invalid", &SSH);
+        command.env(name, value);
+        command
+    };
     vec![
         ("no login", alone(folder, &SSH), vec!["login"]),
         ("a stored URL of other bytes", binary, vec!["url"]),
@@ -121,6 +132,12 @@ fn files_and_settings(folder: &Path) -> Vec<Row> {
         ("a file in the configuration's place", config_is_file, vec!["127.0.0.1:1"]),
         ("a wait that is none", setting("CODER_SSH_WAIT", "maybe", &SSH), vec!["maybe", "auto"]),
         ("a yes that is none", setting("CODER_VERBOSE", "perhaps", &SSH), vec!["perhaps"]),
+        ("a proxy that is none", via("HTTP_PROXY", "foo://"), vec!["HTTP_PROXY", "foo://"]),
+        (
+            "a proxy that is not there",
+            via("ALL_PROXY", "http://u:0123456789-@127.0.0.1:1"),
+            vec!["http://127.0.0.1:1 of ALL_PROXY"],
+        ),
         ("a header without a value", setting("CODER_HEADER", "X-Nothing", &SSH), vec!["--header", "NAME=VALUE"]),
         ("an agent without a server", alone(folder, &["agent"]), vec!["CODER_AGENT_URL"]),
         ("an agent without a token", setting("CODER_AGENT_URL", "http://127.0.0.1:1", &["agent"]), vec!["CODER_AGENT_TOKEN"]),
@@ -142,7 +159,13 @@ fn names_and_folders(server: &Server) -> Vec<Row> {
         row("a name that none may have", &["create", "no/slash"], &["no/slash"]),
         row("a log folder that is not there", &["ssh", "--stdio", "--log-dir", &missing, "dev"], &["missing"]),
         row("a file in the network folder's place", &["ssh", "--stdio", "--network-info-dir", &file, "dev"], &["a-file"]),
-        row("no name", &["ssh", "--stdio", ""], &["workspace"]),
+        row("no name", &["ssh", "--stdio", ""], &["\"\" names no workspace", "OWNER"]),
+        row("too many slashes", &["ssh", "a/b/c/d", "--", "true"], &["\"a/b/c/d\" names no workspace"]),
+        row("an owner without a name", &["ping", "a/"], &["\"a/\" names no workspace"]),
+        row("a command for OpenSSH's stream", &["ssh", "--stdio", "dev", "ls"], &["--stdio", "ls"]),
+        row("no time for an answer", &["ping", "-n", "1", "-t", "0", "dev"], &["--timeout", "longer than 0"]),
+        row("a token without a life", &["tokens", "create", "--lifetime", "0"], &["lifetime 0"]),
+        row("a token of another name", &["tokens", "view", "nosuch"], &["nosuch"]),
     ]
 }
 

@@ -123,3 +123,15 @@ fn a_verbose_ping_logs_in_the_form_that_support_staff_know() {
     assert!(stamp.chars().all(|c| c.is_ascii_digit() || "-: .".contains(c)), "{line}");
     assert!(rest.starts_with(" [debu]  net.wgengine: ping(fd7a:115c:a1e0:") && rest.ends_with("] ..."), "{line}");
 }
+
+#[test]
+fn a_token_that_may_not_connect_is_told_which_scope_it_lacks() {
+    let lab = Lab::new();
+    let made = run(lab.server.coder(&["tokens", "create", "--scope", "workspace:read"]), b"");
+    let token = text(&made.stdout);
+    for arguments in [&["ping", "dev", "-n", "1"][..], &["speedtest", "dev"], &["ssh", "dev", "--", "true"]] {
+        let out = run(lab.server.coder_as(token.trim(), arguments), b"");
+        let said = text(&out.stderr);
+        assert!(out.status.code() == Some(1) && said.contains("lacks the scope workspace:ssh"), "{arguments:?}: {said}");
+    }
+}

@@ -2,7 +2,7 @@
 //! private authority signed, and an ingress that lets WebSockets pass but no other upgrade.
 
 use crate::harness::{
-    Process, Server,
+    DeadPort, Process, Server, clean, coder, have,
     process::{run, text},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -230,7 +230,7 @@ fn a_proxy_with_a_password_and_a_private_authority_are_all_that_leads_to_the_ser
     // A wrong password is told, and is not.
     let out = run(through("wrong-of-the-proxy", &["-v", "ssh", "dev", "--", "true"]), b"");
     let said = text(&out.stderr);
-    assert!(out.status.code() == Some(1) && said.contains("proxy"), "{said}");
+    assert!(out.status.code() == Some(1) && said.contains(&format!("the proxy http://{proxy} of HTTPS_PROXY")), "{said}");
     assert!(!said.contains("wrong-of-the-proxy"), "{said}");
     let mut without = through(PASSWORD, &["list"]);
     without.env_remove("HTTPS_PROXY");
@@ -241,6 +241,58 @@ fn a_proxy_with_a_password_and_a_private_authority_are_all_that_leads_to_the_ser
     seen(&told);
     assert_eq!(run(excepted, b"").status.code(), Some(1));
     assert_eq!(seen(&told), [""; 0]);
+}
+
+#[test]
+fn no_proxy_of_the_environment_stands_between_programs_of_this_machine() {
+    let nobody = DeadPort::hold();
+    let through = |command: &mut Command| {
+        for name in ["HTTP_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"] {
+            command.env(name, format!("http://{}", nobody.address));
+        }
+    };
+    // Server, agent and command line, API and relay.
+    let folder = tempfile::tempdir().unwrap();
+    let mut quickstart = Command::new(coder());
+    clean(&mut quickstart).args(["quickstart", "--disable-direct-connections", "--", "echo", "up"]).env("HOME", folder.path());
+    through(&mut quickstart);
+    assert_eq!(done(&run(quickstart, b"")), "up\n");
+    let server = Server::start(&[]);
+    for url in [server.url.clone(), server.url.replace("127.0.0.1", "localhost")] {
+        let mut list = server.coder(&["list"]);
+        through(&mut list);
+        done(&run(
+            {
+                list.env("CODER_URL", url);
+                list
+            },
+            b"",
+        ));
+    }
+}
+
+#[test]
+fn what_config_ssh_writes_holds_the_certificates_of_its_command_line() {
+    if !have(&["ssh"]) {
+        return;
+    }
+    let files = Files::new();
+    let (server, _agent) = server(&files, &[]);
+    // A stored login, and a path as it was typed.
+    let login = server.dir.path().join("config");
+    fs::create_dir_all(&login).unwrap();
+    fs::write(login.join("url"), &server.url).unwrap();
+    fs::write(login.join("session"), &server.token).unwrap();
+    let roots = files.path("roots.pem");
+    let roots = Path::new(&roots);
+    let config = server.dir.path().join("ssh_config");
+    let config = config.to_str().unwrap();
+    let mut write = server.coder(&["config-ssh", "--yes", "--ssh-config-file", config, "--client-tls-ca-file", "roots.pem"]);
+    write.current_dir(roots.parent().unwrap());
+    done(&run(write, b""));
+    let mut ssh = Command::new("ssh");
+    clean(&mut ssh).args(["-F", config, "-o", "BatchMode=yes", "dev.coder", "echo trusted"]).env("HOME", server.dir.path());
+    assert_eq!(done(&run(ssh, b"")), "trusted\n");
 }
 
 #[test]

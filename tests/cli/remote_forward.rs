@@ -131,6 +131,7 @@ fn forwards_that_cannot_be_are_told() {
     };
     let said = failed(&["ssh", "-R", &format!("{port}:localhost:1"), "dev", "--", "echo up"]);
     assert!(said.contains(&format!("port {port}")) && said.lines().count() == 1, "{said}");
+    assert!(said.starts_with("error: the agent does not listen on port ") && !said.contains("greeting"), "{said}");
     let said = failed(&["ssh", "-R", "8080:3000", "dev"]);
     assert!(said.contains("expected: remote_port:local_address:local_port"), "{said}");
     let said = failed(&["ssh", "--stdio", "-R", "8080:localhost:3000", "dev"]);

@@ -56,6 +56,22 @@ fn a_command_gets_a_terminal_only_when_asked_for() {
 }
 
 #[test]
+fn a_key_agent_that_is_not_there_or_not_asked_for_is_told() {
+    let lab = Lab::new();
+    let missing = lab.server.dir.path().join("no-agent");
+    let missing = missing.to_str().unwrap();
+    let said = |flags: &[&str]| {
+        let out = run(lab.server.coder(&[&["ssh"], flags, &["dev", "--", "true"]].concat()), b"");
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        text(&out.stderr)
+    };
+    assert!(said(&["-A", "--identity-agent", missing]).contains(&format!("The key agent {missing} cannot be reached")));
+    assert!(said(&["--identity-agent", missing]).contains("--forward-agent"));
+    assert!(said(&["-A"]).contains("SSH_AUTH_SOCK"));
+    assert_eq!(said(&[]), "");
+}
+
+#[test]
 fn the_local_keys_are_there_in_a_session_that_asks() {
     if !have(&KEY_TOOLS) {
         return;

@@ -3,12 +3,14 @@
 use crate::{
     Lab,
     harness::{
-        process::{LIMIT, Process, gone_within, pidfd, text},
+        Server,
+        process::{LIMIT, Process, gone_within, pidfd, run, text, until},
         terminal::Terminal,
     },
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _},
     os::unix::process::ExitStatusExt as _,
     process::{Command, ExitStatus, Stdio},
@@ -29,7 +31,7 @@ fn cut_short(mut command: Command) -> (ExitStatus, String) {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut String::new()).unwrap();
     drop(stdout);
-    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it goes on without a reader");
+    assert!(gone_within(pidfd(Pid::from_child(&child)), SOON), "it goes on without a reader");
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     (child.wait().unwrap(), said)
@@ -75,9 +77,9 @@ fn a_closed_terminal_ends_the_session_here_and_there() {
     shell.wait_for("=");
     let shown = shell.shown();
     let remote: i32 = shown.rsplit("pid=").next().unwrap().split('=').next().unwrap().parse().unwrap();
-    let remote = pidfd(rustix::process::Pid::from_raw(remote).unwrap());
+    let remote = pidfd(Pid::from_raw(remote).unwrap());
     let mut child = shell.hang_up();
-    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it outlives its terminal");
+    assert!(gone_within(pidfd(Pid::from_child(&child)), SOON), "it outlives its terminal");
     child.wait().unwrap();
     assert!(gone_within(remote, SOON), "the shell in the workspace outlives its terminal");
 }
@@ -112,6 +114,60 @@ fn each_signal_ends_a_running_command_soon() {
 }
 
 #[test]
+fn ctrl_c_while_a_workspace_is_waited_for_gives_130() {
+    let server = Server::start(&[]);
+    server.create("dev");
+    for arguments in [&["ssh", "dev"][..], &["ssh", "dev", "--", "true"], &["ping", "dev"], &["speedtest", "dev"]] {
+        let mut process = Process::start("the command", server.coder(arguments));
+        process.wait_for("Waiting for the agent of workspace dev");
+        process.signal(Signal::INT);
+        assert_eq!(process.wait(SOON).code(), Some(130), "{arguments:?}");
+        assert!(!process.drain().iter().any(|line| line.starts_with("error")), "{:?}", process.seen);
+    }
+}
+
+#[test]
+fn a_header_command_ends_with_the_command_that_runs_it() {
+    let server = Server::start(&[]);
+    for arguments in [&["list"][..], &["ssh", "dev", "--", "true"], &["ssh", "--stdio", "dev"], &["ping", "dev"]] {
+        let said = server.dir.path().join("header-command");
+        let _ = fs::remove_file(&said);
+        // What the shell has started ends too.
+        let line = format!("sleep 1000 & echo $$ $! > {0}.new; mv {0}.new {0}; wait", said.display());
+        let mut process = Process::start("the command", server.coder(&[&["--header-command", &line], arguments].concat()));
+        until("the header command runs", || said.exists());
+        let ids = fs::read_to_string(&said).unwrap();
+        let started: Vec<_> = ids.split_whitespace().map(|id| pidfd(Pid::from_raw(id.parse().unwrap()).unwrap())).collect();
+        process.signal(Signal::TERM);
+        assert_eq!(process.wait(SOON).code(), Some(143), "{arguments:?}");
+        assert!(started.iter().all(|process| gone_within(process, SOON)), "{arguments:?}: something goes on");
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_told_with_what_was_made() {
+    let server = Server::start(&[]);
+    let full = |arguments: &[&str]| {
+        let mut command = server.coder(arguments);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let out = command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.starts_with("error: cannot write to standard output: ") && said.lines().count() == 1, "{said}");
+        said
+    };
+    full(&["login", "token"]);
+    full(&["list", "--output", "json"]);
+    assert!(full(&["create", "dev"]).contains("'coder delete dev'"));
+    assert!(full(&["users", "create", "ann"]).contains("'coder tokens create --user ann'"));
+    let said = full(&["tokens", "create", "--name", "lost"]);
+    let id = said.split("token ").nth(1).unwrap().split(' ').next().unwrap();
+    let out = run(server.coder(&["tokens", "remove", id]), b"");
+    assert!(out.status.success() && said.contains(&format!("'coder tokens remove {id}'")), "{said}{}", text(&out.stderr));
+    assert!(!run(server.coder(&["tokens", "view", "lost"]), b"").status.success(), "it was another one");
+}
+
+#[test]
 fn server_and_agent_end_well_when_asked() {
     for signal in [Signal::INT, Signal::TERM] {
         let Lab { mut agent, mut server } = Lab::new();
@@ -130,6 +186,6 @@ fn stdio_ends_when_its_reader_and_writer_are_gone() {
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 4]).unwrap();
     drop((stdout, child.stdin.take()));
-    assert!(gone_within(pidfd(rustix::process::Pid::from_child(&child)), SOON), "it goes on without OpenSSH");
+    assert!(gone_within(pidfd(Pid::from_child(&child)), SOON), "it goes on without OpenSSH");
     child.wait().unwrap();
 }

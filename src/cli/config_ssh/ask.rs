@@ -14,6 +14,15 @@ use tokio::{
 /// How long an answer may take where no person sits before a terminal.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// What a question ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Yes,
+    No,
+    /// Standard input has ended.
+    Nobody,
+}
+
 /// Asks on standard output, or on standard error where the former belongs to a result.
 pub(super) struct Questions {
     /// Whether everything is answered with yes.
@@ -28,13 +37,13 @@ impl Questions {
         Self { yes, on_stderr, input: None }
     }
 
-    /// Whether the answer to a question is yes, which an empty line means too. The end of input means no.
+    /// The answer to a question; an empty line means yes.
     ///
     /// # Errors
     /// When standard input is no terminal and nothing comes from it.
-    pub(super) async fn ask(&mut self, question: &str) -> anyhow::Result<bool> {
+    pub(super) async fn ask(&mut self, question: &str) -> anyhow::Result<Answer> {
         if self.yes {
-            return Ok(true);
+            return Ok(Answer::Yes);
         }
         let text = format!("> {question} (yes/no) ");
         if self.on_stderr {
@@ -58,6 +67,10 @@ impl Questions {
             // Nobody's Enter has ended the line.
             output::raw("\n")?;
         }
-        Ok(length > 0 && matches!(line.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
+        Ok(match line.trim().to_ascii_lowercase().as_str() {
+            _ if length == 0 => Answer::Nobody,
+            "" | "y" | "yes" => Answer::Yes,
+            _ => Answer::No,
+        })
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{
     escape::{LineBreak, exec_word, proxy_text, proxy_word},
-    options::Options,
+    options::{Options, TLS_FILES},
 };
 use crate::cli::args::{Wait, part_of_host};
 use std::collections::BTreeMap;
@@ -178,6 +178,9 @@ fn command(options: &Options, program: &Program<'_>) -> Result<String, Unwritabl
     if !options.header_command.is_empty() {
         let text = proxy_text(&options.header_command).map_err(told("the header command"))?;
         command += &format!(" --header-command {text}");
+    }
+    for (flag, file) in TLS_FILES.iter().zip(&options.tls_files).filter(|(_, file)| !file.is_empty()) {
+        command += &format!(" --{flag} {}", proxy_word(file).map_err(told("the path of a certificate or key"))?);
     }
     command += " ssh --stdio";
     if options.wait != Wait::Auto {

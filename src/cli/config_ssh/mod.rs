@@ -18,10 +18,10 @@ use super::{
 };
 use crate::client::{SshConfig, Workspace};
 use anyhow::{Context as _, anyhow, bail};
-use ask::Questions;
+use ask::{Answer, Questions};
 use block::{Hosts, Parts, Program};
 use file::ConfigFile;
-use options::Options;
+use options::{Options, TLS_FILES};
 use serde::Deserialize as _;
 use std::{
     fs,
@@ -37,7 +37,7 @@ pub(super) async fn run(global: &Global, args: &ConfigSsh) -> anyhow::Result<u8>
     let name = file.name.display().to_string();
     let parts = Parts::of(&file.content).map_err(|e| anyhow!("{name} {e}: repair it by hand, then try again"))?;
     let deployment = Deployment::open(global).await?;
-    let options = choose(given(global, args), parts.stored_options(), args.use_previous_options, &mut questions).await?;
+    let options = choose(given(global, args)?, parts.stored_options(), args.use_previous_options, &mut questions).await?;
 
     let client = &deployment.client;
     let (hosts, workspaces) = tokio::join!(hosts(&deployment), client.workspaces("owner:me"));
@@ -68,9 +68,13 @@ pub(super) async fn run(global: &Global, args: &ConfigSsh) -> anyhow::Result<u8>
         output::raw(&diff::unified(&name, &old, &new))?;
         return Ok(0);
     }
-    if !questions.ask(&format!("The coder section of {name} will be written anew. Go on?")).await? {
-        output::note(&format!("{name} was left as it is. Answer with yes, or pass --yes, to write it."));
-        return Ok(0);
+    match questions.ask(&format!("The coder section of {name} will be written anew. Go on?")).await? {
+        Answer::Yes => {}
+        Answer::No => {
+            output::note(&format!("{name} was left as it is. Answer with yes, or pass --yes, to write it."));
+            return Ok(0);
+        }
+        Answer::Nobody => bail!("{name} was left as it is, for there is nobody to ask: pass --yes to write it"),
     }
     file.replace(&content)?;
     say(&format!("Updated {name:?}"))?;
@@ -89,8 +93,15 @@ pub(super) async fn run(global: &Global, args: &ConfigSsh) -> anyhow::Result<u8>
 }
 
 /// The options of this command line.
-fn given(global: &Global, args: &ConfigSsh) -> Options {
-    Options {
+fn given(global: &Global, args: &ConfigSsh) -> anyhow::Result<Options> {
+    let mut tls_files = <[String; TLS_FILES.len()]>::default();
+    for (file, path) in tls_files.iter_mut().zip(global.tls.files()) {
+        if let Some(path) = path {
+            // OpenSSH runs us wherever its user is.
+            *file = text(std::path::absolute(path)?)?;
+        }
+    }
+    Ok(Options {
         wait: args.wait,
         host_prefix: args.ssh_host_prefix.clone().unwrap_or_default(),
         hostname_suffix: args.hostname_suffix.clone().unwrap_or_default(),
@@ -98,7 +109,8 @@ fn given(global: &Global, args: &ConfigSsh) -> Options {
         ssh_options: args.ssh_option.clone(),
         headers: global.header.clone(),
         header_command: global.header_command.clone().unwrap_or_default(),
-    }
+        tls_files,
+    })
 }
 
 /// The options to write: those of the command line, or those of the last run where somebody wants them.
@@ -119,7 +131,7 @@ async fn choose(given: Options, stored: Option<Options>, previous: bool, questio
         list(&given),
         list(&stored)
     );
-    Ok(if questions.ask(&question).await? { given } else { stored })
+    Ok(if questions.ask(&question).await? == Answer::Yes { given } else { stored })
 }
 
 /// What the deployment says about host names and options. An old one says nothing.

@@ -9,6 +9,9 @@ const STORED: &str = "# :";
 /// values. The tunnel has proved whom it reaches, and its limits are its own.
 const DEFAULTS: [&str; 4] = ["ConnectTimeout=0", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel ERROR"];
 
+/// The global flags whose files a connection needs as much as this command does.
+pub(super) const TLS_FILES: [&str; 3] = ["client-tls-ca-file", "client-tls-cert-file", "client-tls-key-file"];
+
 /// The options that are stored with the block.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Options {
@@ -22,6 +25,8 @@ pub(super) struct Options {
     pub(super) ssh_options: Vec<String>,
     pub(super) headers: Vec<Header>,
     pub(super) header_command: String,
+    /// The files of [`TLS_FILES`], in that order; empty for none.
+    pub(super) tls_files: [String; TLS_FILES.len()],
 }
 
 impl Options {
@@ -39,7 +44,10 @@ impl Options {
                 "ssh-option" => options.ssh_options.push(value),
                 "header" => options.headers.push(Header(value)),
                 "header-command" => options.header_command = value,
-                _ => {}
+                other => {
+                    let files = TLS_FILES.iter().zip(&mut options.tls_files);
+                    files.filter(|(name, _)| **name == other).for_each(|(_, file)| file.clone_from(&value));
+                }
             }
         }
         options
@@ -47,7 +55,7 @@ impl Options {
 
     /// Keys and values of what differs from the default, in the order in which they are stored.
     fn pairs(&self) -> Vec<(&'static str, String)> {
-        let given = |key, value: &str| (!value.is_empty()).then(|| (key, value.to_owned()));
+        let given = |key: &'static str, value: &str| (!value.is_empty()).then(|| (key, value.to_owned()));
         let one = [
             (self.wait != Wait::Auto).then(|| ("wait", self.wait.name().to_owned())),
             given("ssh-host-prefix", &self.host_prefix),
@@ -57,7 +65,8 @@ impl Options {
         let many = self.ssh_options.iter().map(|option| ("ssh-option", option.clone()));
         let headers = self.headers.iter().map(|header| ("header", header.0.clone()));
         let command = given("header-command", &self.header_command);
-        one.into_iter().flatten().chain(many).chain(headers).chain(command).collect()
+        let files = TLS_FILES.iter().zip(&self.tls_files).filter_map(|(key, file)| given(key, file));
+        one.into_iter().flatten().chain(many).chain(headers).chain(command).chain(files).collect()
     }
 
     /// The lines of the block's header that store the options; none for the default.
@@ -138,6 +147,7 @@ mod tests {
             disable_autostart: true,
             headers: vec![Header("X-Foo=bar baz".into()), Header("X-B=1".into())],
             header_command: "/bin/echo X=1".into(),
+            tls_files: ["/a.pem", "/b=c.pem", "/d e.pem"].map(str::to_owned),
             ..options(&["ForwardAgent=yes", "LogLevel INFO", "ConnectTimeout="])
         };
         for line_break in ["\n", "\r\n"] {

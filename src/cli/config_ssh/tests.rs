@@ -40,7 +40,26 @@ fn all_options() -> Options {
         ssh_options: ["ForwardAgent=yes", "LogLevel INFO", "ConnectTimeout="].map(str::to_owned).to_vec(),
         headers: vec![Header("X-Foo=bar baz".into())],
         header_command: "/bin/echo X=1".into(),
+        ..Options::default()
     }
+}
+
+#[test]
+fn a_connection_gets_the_certificates_of_the_command_line() {
+    let options = Options {
+        headers: vec![Header("X=1".into())],
+        tls_files: ["/etc/my ca.pem", "/c$d.pem", "/100%.key"].map(str::to_owned),
+        ..Options::default()
+    };
+    let block = plain(&options);
+    let command = "--header \"X=1\" --client-tls-ca-file \"/etc/my ca.pem\" --client-tls-cert-file \"/c\\$d.pem\" \
+                   --client-tls-key-file /100%%.key ssh --stdio ";
+    assert_eq!(block.matches(command).count(), 2, "{block}");
+    let stored = "# :client-tls-ca-file=/etc/my ca.pem\n# :client-tls-cert-file=/c$d.pem\n# :client-tls-key-file=/100%.key\n#\n";
+    assert!(block.contains(stored), "{block}");
+    // One alone, and what an older run stored is told apart.
+    let one = Options { tls_files: ["/ca.pem".to_owned(), String::new(), String::new()], ..Options::default() };
+    assert!(plain(&one).contains("/home/u/c --client-tls-ca-file /ca.pem ssh --stdio ") && !one.is_like(&options));
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(super) fn run(global: &Global) -> anyhow::Result<u8> {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let document = tokio::select! {
             document = check(&deployment) => document?,
-            _ = signals.next() => return Ok(1),
+            signal = signals.next() => return Ok(super::exit_code(signal)),
         };
         output::line(&serde_json::to_string_pretty(&document)?)?;
         Ok(0)

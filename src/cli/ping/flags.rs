@@ -1,6 +1,6 @@
 //! The flags of `coder ping`.
 
-use crate::cli::args::{Output, go_bool, go_duration};
+use crate::cli::args::{Listing, go_bool, go_duration};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(in crate::cli) struct Ping {
     #[arg(long, default_value = "1s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) wait: Duration,
     /// Time until a ping counts as lost
-    #[arg(short, long, default_value = "5s", value_parser = go_duration, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(short, long, default_value = "5s", value_parser = some_time, value_name = "DURATION", allow_hyphen_values = true)]
     pub(super) timeout: Duration,
     /// How many pings; 0 goes on until interrupted
     #[arg(short, long, default_value = "0", value_name = "COUNT", allow_hyphen_values = true)]
@@ -37,8 +37,14 @@ pub(in crate::cli) struct Ping {
     )]
     pub(super) column: Vec<Column>,
     /// Output format; JSON needs --num
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Listing,
+}
+
+/// A duration in which something can come.
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = go_duration(text)?;
+    if time.is_zero() { Err("it has to be longer than 0: no answer comes in no time".to_owned()) } else { Ok(time) }
 }
 
 /// A column of the summary, in the order in which they stand there.

@@ -5,9 +5,10 @@ mod flags;
 mod summary;
 
 use super::{
-    args::{Global, Output},
+    args::{Global, Listing},
     connect::{Tunnel, Wishes},
     deployment::Deployment,
+    exit_code,
     go_time::rounded,
     logs, output,
     target::{HostNames, Target},
@@ -34,7 +35,7 @@ const HELP: &str = "https://coder.com/docs/admin/networking/troubleshooting#comm
 
 pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
     logs::start(logs::level(global.verbose, LevelFilter::ERROR));
-    if args.output == Output::Json && args.num == 0 {
+    if args.output == Listing::Json && args.num == 0 {
         bail!("--output json is one document at the end: say with --num how many pings there are");
     }
     super::on_one_thread(async {
@@ -44,7 +45,7 @@ pub(super) fn run(global: &Global, args: &Ping) -> anyhow::Result<u8> {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let tunnel = tokio::select! {
             tunnel = Tunnel::open(&deployment, &target, wishes) => tunnel?,
-            _ = signals.next() => return Ok(1),
+            signal = signals.next() => return Ok(exit_code(signal)),
         };
         let mut summary = Summary::new(&args.workspace);
         let outcome = tokio::select! {
@@ -68,9 +69,9 @@ fn print(summary: &Summary, args: &Ping) -> anyhow::Result<()> {
         });
     }
     match args.output {
-        Output::Json => output::line(&serde_json::to_string_pretty(&summary.document())?)?,
-        Output::Text if summary.total() > 0 => output::raw(&summary.text(&args.column))?,
-        Output::Text => {}
+        Listing::Json => output::line(&serde_json::to_string_pretty(&summary.document())?)?,
+        Listing::Table if summary.total() > 0 => output::raw(&summary.text(&args.column))?,
+        Listing::Table => {}
     }
     Ok(())
 }
@@ -112,8 +113,8 @@ async fn pings(tunnel: &Tunnel, global: &Global, args: &Ping, summary: &mut Summ
 /// A line of a ping: standard output holds nothing but the document when that is wanted.
 fn say(args: &Ping, line: &str) -> anyhow::Result<()> {
     match args.output {
-        Output::Text => output::line(line)?,
-        Output::Json => output::note(line),
+        Listing::Table => output::line(line)?,
+        Listing::Json => output::note(line),
     }
     Ok(())
 }
@@ -168,7 +169,11 @@ fn stamp(at: Timestamp, zone: TimeZone) -> String {
 
 /// The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
 pub(super) async fn first(tunnel: &Tunnel, limit: Duration) -> anyhow::Result<()> {
-    match tunnel.tailnet.wait_reachable(tunnel.address, limit).await {
+    let reachable = tokio::select! {
+        reachable = tunnel.tailnet.wait_reachable(tunnel.address, limit) => reachable,
+        refused = tunnel.refused() => return Err(refused),
+    };
+    match reachable {
         Ok(_) => Ok(()),
         Err(PingError::UnknownPeer) => bail!("the coordinator did not announce the agent of {}: is it running?", tunnel.name),
         Err(_) => bail!("the agent of {} does not answer: it may have lost its network", tunnel.name),

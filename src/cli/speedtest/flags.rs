@@ -1,7 +1,7 @@
 //! The flags of `coder speedtest`.
 
 use crate::{
-    cli::args::{Output, go_bool, go_duration},
+    cli::args::{Listing, go_bool, go_duration},
     net::speedtest::MAX_TIME,
 };
 use clap::{Args, ValueEnum};
@@ -36,8 +36,8 @@ pub(in crate::cli) struct Speedtest {
     )]
     pub(super) column: Vec<SpeedColumn>,
     /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Listing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,7 +80,7 @@ mod tests {
         let Command::Speedtest(args) = parse("coder speedtest dev").unwrap().command else { panic!("not speedtest") };
         assert_eq!(
             (args.direct, args.direction, args.time, args.output),
-            (false, Direction::Down, Duration::from_secs(5), Output::Text)
+            (false, Direction::Down, Duration::from_secs(5), Listing::Table)
         );
         assert_eq!(args.column, [SpeedColumn::Interval, SpeedColumn::Throughput]);
         let line = "coder speedtest -d --direction up -t 200ms -c Throughput,TRANSFER -o table admin/dev";

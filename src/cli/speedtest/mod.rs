@@ -5,7 +5,7 @@ mod figures;
 mod flags;
 
 use super::{
-    args::{Global, Output},
+    args::{Global, Listing},
     connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
     go_time, logs, output, ping,
@@ -62,7 +62,7 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
         let wishes = Wishes { direct: !global.disable_direct_connections, capture, ..Wishes::default() };
         let tunnel = tokio::select! {
             tunnel = Tunnel::open(&deployment, &target, wishes) => tunnel?,
-            signal = signals.next() => return Ok(128 + signal.number()),
+            signal = signals.next() => return Ok(super::exit_code(signal)),
         };
         let outcome = tokio::select! {
             figures = measure(&tunnel, args) => figures.map(Ok),
@@ -77,15 +77,15 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
                 print(&figures, args)?;
                 Ok(0)
             }
-            Err(signal) => Ok(128 + signal.number()),
+            Err(signal) => Ok(super::exit_code(signal)),
         }
     })
 }
 
 fn print(figures: &Figures, args: &Speedtest) -> anyhow::Result<()> {
     match args.output {
-        Output::Text => output::line(&figures.table(&args.column))?,
-        Output::Json => output::line(&serde_json::to_string_pretty(figures)?)?,
+        Listing::Table => output::line(&figures.table(&args.column))?,
+        Listing::Json => output::line(&serde_json::to_string_pretty(figures)?)?,
     }
     Ok(())
 }

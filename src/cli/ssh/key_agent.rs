@@ -12,6 +12,8 @@ use tokio::{io::copy_bidirectional, net::UnixStream, sync::Semaphore};
 /// Programs of the workspace that may use the keys at the same time.
 const MAX_USERS: usize = 32;
 
+const IDENTITY_AGENT: &str = "CODER_SSH_IDENTITY_AGENT";
+
 /// The flags.
 #[derive(Debug, Clone, Default, Args)]
 pub(in crate::cli) struct KeyAgentArgs {
@@ -20,7 +22,7 @@ pub(in crate::cli) struct KeyAgentArgs {
           default_value = "false", default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
     forward_agent: bool,
     /// Socket of that key agent; SSH_AUTH_SOCK names the usual one
-    #[arg(long, env = "CODER_SSH_IDENTITY_AGENT", value_name = "SOCKET")]
+    #[arg(long, env = IDENTITY_AGENT, value_name = "SOCKET")]
     identity_agent: Option<PathBuf>,
 }
 
@@ -28,6 +30,10 @@ impl KeyAgentArgs {
     /// The key agent of the session, if it shall have one.
     pub(super) fn key_agent(&self) -> Option<KeyAgent> {
         if !self.forward_agent {
+            // As a variable it is a setting for when it is wanted.
+            if self.identity_agent.is_some() && std::env::var_os(IDENTITY_AGENT).is_none() {
+                output::note("--identity-agent does nothing without --forward-agent (-A).");
+            }
             return None;
         }
         let usual = || std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from);
@@ -35,7 +41,12 @@ impl KeyAgentArgs {
         if socket.is_none() {
             output::note("No key agent runs here (SSH_AUTH_SOCK is not set): the session goes without.");
         }
-        Some(KeyAgent { socket: socket?, users: Arc::new(Semaphore::new(MAX_USERS)) })
+        let socket = socket?;
+        // It may still come, but most often its name is wrong.
+        if let Err(error) = std::os::unix::net::UnixStream::connect(&socket) {
+            output::note(&format!("The key agent {} cannot be reached: {error}. The session finds no keys.", socket.display()));
+        }
+        Some(KeyAgent { socket, users: Arc::new(Semaphore::new(MAX_USERS)) })
     }
 }
 

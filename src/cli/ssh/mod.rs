@@ -13,7 +13,7 @@ use super::{
     args::{Global, Ssh, Wait},
     connect::{SSH_PORT, Tunnel, Usage, Wishes},
     deployment::Deployment,
-    logs, output,
+    exit_code, logs, output,
     ready::Readiness,
     target::{HostNames, Target},
 };
@@ -51,6 +51,12 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
         Some(dir) => logs::start_in(log_file::create(dir, args.stdio)?, logs::level(global.verbose, LevelFilter::INFO)),
         None => logs::start(logs::level(global.verbose, LevelFilter::ERROR)),
     }
+    if args.stdio && !args.forwards.list().is_empty() {
+        bail!("remote-forward can't be enabled in the stdio mode");
+    }
+    if args.stdio && !args.command.is_empty() {
+        bail!("with --stdio whoever speaks SSH chooses the command: leave out {:?}, or --stdio", args.command.join(" "));
+    }
     if args.no_wait {
         output::note("--no-wait is an old name of --wait=no.");
     }
@@ -64,9 +70,6 @@ pub(super) fn run(global: &Global, args: &Ssh) -> anyhow::Result<u8> {
         }
         let wishes = wishes(global, args);
         if args.stdio {
-            if !args.forwards.list().is_empty() {
-                bail!("remote-forward can't be enabled in the stdio mode");
-            }
             return stdio::run(&deployment, &target, wishes, info).await;
         }
         let request = request(args, global.force_tty)?;
@@ -126,7 +129,7 @@ async fn interactive(
     let tunnel = tokio::select! {
         tunnel = Tunnel::open(deployment, target, wishes) => tunnel?,
         // Nothing has begun yet.
-        _ = signals.next() => return Ok(1),
+        signal = signals.next() => return Ok(exit_code(signal)),
     };
     let connecting = async {
         let stream = tunnel.dial(SSH_PORT).await?;
@@ -136,14 +139,14 @@ async fn interactive(
         Ok::<_, anyhow::Error>(session)
     };
     let connected = tokio::select! {
-        session = connecting => session.map(Some),
-        _ = signals.next() => Ok(None),
+        session = connecting => session.map(Ok),
+        signal = signals.next() => Ok(Err(exit_code(signal))),
     };
     let session = match connected {
-        Ok(Some(session)) => session,
+        Ok(Ok(session)) => session,
         unused => {
             tunnel.close_within(HURRY).await;
-            return unused.map(|_| 1);
+            return unused.map(|ended| ended.err().unwrap_or_default());
         }
     };
     let at_terminal = request.terminal.is_some();

@@ -41,6 +41,9 @@ const PACKET: u32 = 32 << 10;
 /// Messages of each output stream that may wait for its reader: a window full.
 const WAITING: usize = (WINDOW / PACKET) as usize;
 
+/// What an error before anything was asked for means.
+const GREETING: &str = "the agent's SSH server ended the connection during the greeting";
+
 /// What is asked of the agent.
 #[derive(Debug, Default)]
 pub(super) struct Request {
@@ -210,18 +213,18 @@ impl Session {
         let open = async {
             let forwards = Forwards::default();
             let client = Client { key_agent: request.key_agent.clone(), forwards: forwards.clone() };
-            let mut connection = client::connect_stream(Arc::new(config), stream, client).await?;
-            if !connection.authenticate_none("coder").await?.success() {
+            let mut connection = client::connect_stream(Arc::new(config), stream, client).await.context(GREETING)?;
+            if !connection.authenticate_none("coder").await.context(GREETING)?.success() {
                 bail!("the agent's SSH server did not let us in: it is no Coder agent's, or ended just now");
             }
             forwards.ask(&connection, &request.forwards).await?;
-            let (read, write) = connection.channel_open_session().await?.split();
+            let session = connection.channel_open_session().await;
+            let (read, write) = session.context("the agent's SSH server opens no session")?.split();
             Ok(Self { connection, read, write, failure })
         };
         tokio::time::timeout(SETUP_LIMIT, open)
             .await
             .with_context(|| format!("the agent's SSH server did not answer within {} s", SETUP_LIMIT.as_secs()))?
-            .context("the agent's SSH server ended the connection during the greeting")
     }
 
     /// Runs the request to its end and passes all output on first.

@@ -5,7 +5,7 @@ mod figure;
 mod host;
 
 use super::{
-    args::{Output, go_bool},
+    args::{Listing, Output, go_bool},
     output,
 };
 use cgroup::Cgroup;
@@ -30,8 +30,8 @@ pub(super) struct Stat {
     #[arg(short, long, value_name = "COLUMNS", value_delimiter = ',', ignore_case = true, value_parser = PossibleValuesParser::new(COLUMNS))]
     column: Vec<String>,
     /// Output format
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Listing,
     #[command(subcommand)]
     command: Option<StatCommand>,
 }
@@ -177,7 +177,7 @@ async fn all(args: &Stat) -> anyhow::Result<u8> {
         container_cpu.transpose()?,
         cgroup.as_ref().map(Cgroup::memory).transpose()?,
     ];
-    if args.output == Output::Json {
+    if args.output == Listing::Json {
         let row: Map<String, Value> = COLUMNS
             .iter()
             .zip(&figures)

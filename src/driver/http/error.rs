@@ -1,5 +1,8 @@
 //! What an HTTP call can end with. No text holds a token, a header or a query string.
 
+use super::{proxy::Proxy, without_secrets};
+use reqwest::header::{HeaderMap, LOCATION};
+use rustls::{CertificateError, Error as TlsError};
 use serde::Deserialize;
 use std::{error::Error as _, time::Duration};
 use url::Url;
@@ -20,7 +23,7 @@ pub enum HttpError {
     /// No connection: name, route, proxy or TLS.
     #[error("cannot reach {host}: {reason}")]
     Connect {
-        /// Host and port.
+        /// Host and port, and the proxy on the way there.
         host: String,
         /// What the system or the library says.
         reason: String,
@@ -28,7 +31,7 @@ pub enum HttpError {
     /// Nothing came in time.
     #[error("{host} did not answer within {after:?}")]
     Timeout {
-        /// Host and port.
+        /// Host and port, and the proxy on the way there.
         host: String,
         /// The limit that passed.
         after: Duration,
@@ -36,7 +39,7 @@ pub enum HttpError {
     /// The connection broke, or the answer is not what was asked for.
     #[error("unusable answer from {host}: {reason}")]
     Answer {
-        /// Host and port.
+        /// Host and port, and the proxy on the way there.
         host: String,
         /// What is wrong with it.
         reason: String,
@@ -69,10 +72,14 @@ impl HttpError {
             deepest = source;
         }
         // The outermost text may quote the whole URL; the deepest never does.
-        let reason = match of_tls(deepest) {
-            Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS; is its URL http://, not https://?".to_owned(),
-            _ if e.source().is_some() => deepest.to_string(),
-            _ => "the request failed".to_owned(),
+        let reason = match of_tls(deepest).and_then(explained) {
+            Some(reason) => reason.to_owned(),
+            None if e.source().is_none() => "the request failed".to_owned(),
+            None => match deepest.to_string() {
+                // The library's errors about what is no HTTP begin alike.
+                text if text.starts_with("invalid HTTP") => format!("{text}; if it speaks TLS, its URL begins with https://"),
+                text => text,
+            },
         };
         if e.is_timeout() {
             Self::Timeout { host, after: limit }
@@ -82,17 +89,51 @@ impl HttpError {
             Self::Answer { host, reason }
         }
     }
+
+    /// The same with the proxy on the way named, where that may be the one to blame.
+    pub(super) fn through(mut self, proxy: &Proxy) -> Self {
+        let by = |host: &mut String| *host = format!("{host} through the proxy {proxy}");
+        match &mut self {
+            Self::Connect { host, .. } | Self::Timeout { host, .. } | Self::Answer { host, .. } => by(host),
+            Self::Refused(refusal) if matches!(refusal.status, 407 | 502..=504) => by(&mut refusal.host),
+            Self::Refused(_) | Self::Url(_) | Self::Setting(_) => {}
+        }
+        self
+    }
+}
+
+/// What a person can do about a TLS error.
+fn explained(error: &TlsError) -> Option<&'static str> {
+    match error {
+        TlsError::InvalidMessage(_) => Some("it does not speak TLS; is its URL http://, not https://?"),
+        TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => Some(
+            "its certificate is of an authority that is not trusted here (UnknownIssuer): name that one's certificate with \
+             --client-tls-ca-file or SSL_CERT_FILE",
+        ),
+        // The check's own errors have no names here.
+        TlsError::InvalidCertificate(CertificateError::Other(other)) => match format!("{other:?}") {
+            text if text.contains("UnsupportedCertVersion") => Some(
+                "its certificate is of X.509 version 1, which says neither for which names nor for what it is: the server \
+                 needs one of version 3",
+            ),
+            text if text.contains("CaUsedAsEndEntity") => {
+                Some("its certificate is an authority's (CA:TRUE) and not a server's: the server needs one that it issued")
+            }
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The TLS error inside: the I/O errors that wrap it do not name it as their source.
-fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
-    error.downcast_ref::<rustls::Error>().or_else(|| of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?))
+fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e TlsError> {
+    error.downcast_ref::<TlsError>().or_else(|| of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
 /// A status of 400 or more, with what the server said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Host and port.
+    /// Host and port, and the proxy that may have answered instead.
     pub host: String,
     /// Method and path, without the query.
     pub request: String,
@@ -131,7 +172,7 @@ impl std::fmt::Display for Refusal {
 }
 
 impl Refusal {
-    pub(super) fn parse(url: &Url, request: String, status: reqwest::StatusCode, body: &[u8]) -> Self {
+    pub(super) fn parse(url: &Url, request: String, status: reqwest::StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Body {
             message: String,
@@ -143,10 +184,28 @@ impl Refusal {
         let fallback = status.canonical_reason().unwrap_or("unknown status").to_owned();
         let (message, detail, validations) = match serde_json::from_slice::<Body>(body) {
             Ok(body) => (body.message, body.detail, body.validations.unwrap_or_default()),
-            Err(_) => (first_line(body).unwrap_or(fallback), String::new(), Vec::new()),
+            Err(_) => {
+                let message = elsewhere(url, headers).or_else(|| wants_tls(url, body)).or_else(|| first_line(body));
+                (message.unwrap_or(fallback), String::new(), Vec::new())
+            }
         };
         Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations }
     }
+}
+
+/// Where a redirection leads that was not followed: a server with TLS sends those away who come without.
+fn elsewhere(url: &Url, headers: &HeaderMap) -> Option<String> {
+    let target = url.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
+    let shown = without_secrets(target.as_str());
+    let base = shown.strip_suffix(url.path()).unwrap_or(shown);
+    (target.origin() != url.origin()).then(|| format!("it sends to {base}: use that URL if you trust it"))
+}
+
+/// What servers with TLS say to those who come without.
+fn wants_tls(url: &Url, body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    let says = text.contains("HTTP request to an HTTPS server") || text.contains("HTTP request was sent to HTTPS port");
+    (says && url.scheme() == "http").then(|| "it speaks TLS: its URL begins with https://".to_owned())
 }
 
 /// The first line of a plain-text body; a page of HTML is nothing to show.
@@ -162,4 +221,33 @@ fn first_line(body: &[u8]) -> Option<String> {
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{
+        pki_types::{CertificateDer, pem::PemObject as _},
+        server::ParsedCertificate,
+    };
+
+    /// What `openssl x509 -req` makes when it is not told of extensions.
+    const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBFDCBuwIURp02W4LD0GINZBhbP6wdlLT8gjwwCgYIKoZIzj0EAwIwDTELMAkG\n\
+A1UEAwwCdjEwHhcNMjYxMTI3MDQwMTU3WhcNMjYxMTI4MDQwMTU3WjANMQswCQYD\n\
+VQQDDAJ2MTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABByey9tmiTm4GRFM3UC2\n\
+6ANo40C4JDXfrk4Gq1inw6IPCmLCpplz1XP/YeTYoW56RHsby+R/DzaaZMWSd0b1\n\
+ZVowCgYIKoZIzj0EAwIDSAAwRQIhANqdvRPrKmcEiET2DP5jXvU03k21YewvHSaL\n\
+1C19m1omAiAjpYk5sXY4VBNd8X5XIpdfzqAA6z3bRBerFSNUYxw7Rg==\n\
+-----END CERTIFICATE-----\n\
+";
+
+    #[test]
+    fn a_certificate_of_version_1_is_told_as_such() {
+        let certificate = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).unwrap();
+        let error = ParsedCertificate::try_from(&certificate).err().unwrap();
+        assert!(explained(&error).is_some_and(|said| said.contains("X.509 version 1")), "{error:?}");
+        assert_eq!(explained(&TlsError::DecryptError), None);
+    }
 }

@@ -6,6 +6,7 @@
 
 mod error;
 mod events;
+mod proxy;
 mod tls;
 
 pub use error::{HttpError, Refusal, Validation};
@@ -20,6 +21,7 @@ use super::{
 use crate::base::Instant;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use error::host_of;
+use proxy::Proxies;
 use reqwest::{
     Client, StatusCode,
     header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE},
@@ -28,7 +30,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -96,7 +98,7 @@ impl fmt::Debug for HttpOptions {
 /// Which proxy is used.
 #[derive(Clone, Default)]
 pub enum ProxyChoice {
-    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in either case.
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in either case. Loopback is reached without.
     #[default]
     Environment,
     /// None.
@@ -154,6 +156,7 @@ struct Shared {
     client: Client,
     resolver: HttpResolver,
     options: HttpOptions,
+    proxies: Proxies,
     roots: Arc<tls::Roots>,
 }
 
@@ -202,16 +205,10 @@ impl Shared {
         {
             builder = builder.tcp_user_timeout(STUCK);
         }
-        match &options.proxy {
-            ProxyChoice::Environment => {}
-            ProxyChoice::Direct => builder = builder.no_proxy(),
-            ProxyChoice::Url(url) => {
-                let proxy = reqwest::Proxy::all(url).map_err(|_| HttpError::Setting("the proxy's URL is none".into()))?;
-                builder = builder.no_proxy().proxy(proxy);
-            }
-        }
+        let proxies = Proxies::new(&options.proxy)?;
+        builder = builder.no_proxy().proxy(proxies.clone().rule());
         let client = builder.build().map_err(|e| HttpError::Setting(e.to_string()))?;
-        Ok(Self { client, resolver, options, roots })
+        Ok(Self { client, resolver, options, proxies, roots })
     }
 }
 
@@ -238,6 +235,7 @@ impl Http {
         let base = parse_base(base)?;
         let roots = tls::Roots::new(options.extra_roots.clone());
         let shared = Shared::new(options, roots, None, tls::Expected::default())?;
+        shared.proxies.find(&base)?;
         Ok(Self { shared: Arc::new(shared), base, token })
     }
 
@@ -246,7 +244,9 @@ impl Http {
     /// # Errors
     /// When the URL cannot be used.
     pub fn at(&self, base: &str) -> Result<Self, HttpError> {
-        Ok(Self { shared: Arc::clone(&self.shared), base: parse_base(base)?, token: None })
+        let base = parse_base(base)?;
+        self.shared.proxies.find(&base)?;
+        Ok(Self { shared: Arc::clone(&self.shared), base, token: None })
     }
 
     /// The same server with another token.
@@ -341,9 +341,9 @@ impl Http {
         }
         let whole = async {
             let response = request.send().await.map_err(|e| HttpError::from_reqwest(&url, CALL_LIMIT, &e))?;
-            self.read(&url, method, response).await
+            read(&url, method, response).await
         };
-        timeout(CALL_LIMIT, whole).await.unwrap_or_else(|_| Err(late(&url, CALL_LIMIT)))
+        self.outcome(CALL_LIMIT, &url, timeout(CALL_LIMIT, whole).await)
     }
 
     /// Upgrades to the relay protocol. The bytes behind the 101 are the first that the connection yields.
@@ -399,27 +399,21 @@ impl Http {
             let broken = |e: &reqwest::Error| HttpError::from_reqwest(url, UPGRADE_LIMIT, e);
             let response = request.send().await.map_err(|e| broken(&e))?;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                let status = response.status();
-                let body = read_body(url, response, MAX_ERROR_BODY).await.unwrap_or_default();
-                let request = format!("GET {}", url.path());
-                return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
+                return Err(refused(url, Method::Get, response).await);
             }
             check(response.headers())?;
             let upgraded = response.upgrade().await.map_err(|e| broken(&e))?;
             Ok(Box::new(upgraded) as Box<dyn Io>)
         };
-        timeout(UPGRADE_LIMIT, whole).await.unwrap_or_else(|_| Err(late(url, UPGRADE_LIMIT)))
+        self.outcome(UPGRADE_LIMIT, url, timeout(UPGRADE_LIMIT, whole).await)
     }
 
-    async fn read(&self, url: &Url, method: Method, response: reqwest::Response) -> Result<Reply, HttpError> {
-        let (status, headers, address) = (response.status(), response.headers().clone(), response.remote_addr());
-        let failed = !status.is_success();
-        let body = read_body(url, response, if failed { MAX_ERROR_BODY } else { MAX_BODY }).await?;
-        if failed {
-            let request = format!("{} {}", reqwest::Method::from(method), url.path());
-            return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
-        }
-        Ok(Reply { host: host_of(url), status: status.as_u16(), headers, address, body })
+    /// What a call came to that may have been cut off, with the proxy on its way named in its failure.
+    fn outcome<T>(&self, limit: Duration, url: &Url, done: Result<Result<T, HttpError>, Elapsed>) -> Result<T, HttpError> {
+        done.unwrap_or_else(|_| Err(late(url, limit))).map_err(|error| match self.shared.proxies.find(url) {
+            Ok(Some(proxy)) => error.through(proxy),
+            _ => error,
+        })
     }
 
     fn url(&self, path: &str) -> Result<Url, HttpError> {
@@ -486,8 +480,13 @@ impl Reply {
     /// # Errors
     /// When it is none of the expected shape.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, HttpError> {
-        serde_json::from_slice(&self.body)
-            .map_err(|e| HttpError::Answer { host: self.host.clone(), reason: format!("not the expected JSON: {e}") })
+        serde_json::from_slice(&self.body).map_err(|e| {
+            let reason = match self.body.trim_ascii_start().first() {
+                Some(b'<') => "it is a page, not JSON: is this the URL of a Coder server?".to_owned(),
+                _ => format!("not the expected JSON: {e}"),
+            };
+            HttpError::Answer { host: self.host.clone(), reason }
+        })
     }
 }
 
@@ -496,6 +495,24 @@ impl fmt::Debug for Reply {
         // A body may hold a token.
         f.debug_struct("Reply").field("status", &self.status).field("len", &self.body.len()).finish_non_exhaustive()
     }
+}
+
+async fn read(url: &Url, method: Method, response: reqwest::Response) -> Result<Reply, HttpError> {
+    if !response.status().is_success() {
+        return Err(refused(url, method, response).await);
+    }
+    let (status, headers, address) = (response.status(), response.headers().clone(), response.remote_addr());
+    let body = read_body(url, response, MAX_BODY).await?;
+    Ok(Reply { host: host_of(url), status: status.as_u16(), headers, address, body })
+}
+
+/// What the server says instead of what was asked for.
+async fn refused(url: &Url, method: Method, response: reqwest::Response) -> HttpError {
+    let request = format!("{} {}", reqwest::Method::from(method), url.path());
+    let (status, headers) = (response.status(), response.headers().clone());
+    // An explanation that does not come whole is none.
+    let body = read_body(url, response, MAX_ERROR_BODY).await.unwrap_or_default();
+    HttpError::Refused(Box::new(Refusal::parse(url, request, status, &headers, &body)))
 }
 
 async fn read_body(url: &Url, mut response: reqwest::Response, max: usize) -> Result<Vec<u8>, HttpError> {

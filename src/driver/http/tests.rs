@@ -180,6 +180,82 @@ async fn a_plain_call_goes_through_the_proxy_too() {
     assert!(proxy.await.unwrap().0.starts_with("GET http://coder.invalid/x HTTP/1.1\r\n"));
 }
 
+#[tokio::test]
+async fn what_a_proxy_refuses_names_it_without_its_password() {
+    for (status, told) in [("407 Proxy Authentication Required", true), ("502 Bad Gateway", true), ("404 Not Found", false)] {
+        let (base, _proxy) = serve_once(move |_| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes()).await;
+        let options = HttpOptions { proxy: ProxyChoice::Url(base.replace("//", "//user:hidden@")), ..HttpOptions::default() };
+        let http = Http::new("http://coder.invalid", None, options).unwrap();
+        let said = http.get_json::<serde_json::Value>("/x").await.unwrap_err().to_string();
+        assert_eq!(said.starts_with(&format!("coder.invalid through the proxy {base} refused with status ")), told, "{said}");
+        assert!(!said.contains("hidden"), "{said}");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://user:hidden@{}", listener.local_addr().unwrap());
+    drop(listener);
+    let options = HttpOptions { proxy: ProxyChoice::Url(nobody.clone()), ..HttpOptions::default() };
+    let said = Http::new("https://coder.invalid", None, options).unwrap().upgrade_derp("/derp").await.err().unwrap().to_string();
+    let shown = nobody.replace("user:hidden@", "");
+    assert!(said.starts_with(&format!("cannot reach coder.invalid through the proxy {shown}: ")), "{said}");
+    assert!(!said.contains("hidden"), "{said}");
+}
+
+#[tokio::test]
+async fn who_comes_without_tls_to_a_server_with_it_is_told() {
+    let away = "HTTP/1.1 307 Temporary Redirect\r\nLocation: https://coder.test:8443/api/x?secret=1\r\nContent-Length: 0\r\n\r\n";
+    let go = "Client sent an HTTP request to an HTTPS server.\n";
+    let nginx = "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>";
+    let bad = |body: &str| format!("HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n{body}");
+    // A TLS alert is no HTTP.
+    let alert = String::from_utf8(vec![0x15, 3, 3, 0, 2, 2, 70]).unwrap();
+    for (answer, words) in [
+        (away.to_owned(), "status 307: it sends to https://coder.test:8443: use that URL"),
+        (bad(go), "its URL begins with https://"),
+        (bad(nginx), "its URL begins with https://"),
+        (alert, "its URL begins with https://"),
+    ] {
+        let (base, server) = serve_once(move |_| answer.into_bytes()).await;
+        let call = Http::new(&base, None, direct()).unwrap();
+        let (error, end) = tokio::join!(call.get_json::<serde_json::Value>("/api/x"), async { drop(server.await) });
+        let said = error.unwrap_err().to_string();
+        assert!(said.contains(words) && !said.contains("secret"), "{end:?}{said}");
+    }
+}
+
+/// Speaks TLS with this certificate, as far as the client lets it. Gives its URL.
+fn tls_server(certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> String {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut connection = rustls::ServerConnection::new(config).unwrap();
+        // The client breaks it off.
+        let _ = connection.complete_io(&mut stream);
+    });
+    format!("https://localhost:{port}")
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_told_with_what_helps() {
+    let plain = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let url = tls_server(&plain.cert, &plain.signing_key);
+    let said = Http::new(&url, None, direct()).unwrap().get_json::<()>("/x").await.unwrap_err().to_string();
+    assert!(said.contains("UnknownIssuer") && said.contains("--client-tls-ca-file"), "{said}");
+    // An authority's own certificate is none of a server's, even where it is trusted.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = authority.self_signed(&key).unwrap();
+    let options = HttpOptions { extra_roots: vec![authority.der().clone()], ..direct() };
+    let url = tls_server(&authority, &key);
+    let said = Http::new(&url, None, options).unwrap().get_json::<()>("/x").await.unwrap_err().to_string();
+    assert!(said.contains("CA:TRUE"), "{said}");
+}
+
 #[test]
 fn only_urls_of_servers_are_taken() {
     for bad in ["coder.example.com", "ftp://x", "http://", "unix:/x", "http://user:pass@x", ""] {
