@@ -9,6 +9,8 @@ pub mod files;
 pub mod http;
 #[cfg(feature = "agent")]
 pub(crate) mod interfaces;
+#[cfg(feature = "agent")]
+pub(crate) mod local;
 pub mod pipe;
 pub mod process;
 pub mod relay;

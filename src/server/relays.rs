@@ -311,6 +311,7 @@ fn regions(url: &Url, stun_port: Option<u16>, config: &RelayConfig) -> Result<BT
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::path::Path;
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()

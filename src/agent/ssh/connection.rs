@@ -3,12 +3,13 @@
 use super::{
     Shared,
     channels::{Channels, Lane},
-    forward::{Forward, Target},
+    forward::Forward,
     input::HIGH,
     listen::{Display, Listeners},
     session::{Channel, Output, Session},
     terminal::{Request, Size},
 };
+use crate::driver::local::Place;
 use russh::{
     ChannelId, ChannelOpenFailure, Pty as Mode, Sig,
     server::{Auth, ChannelOpenHandle, Handler, Msg, Response, Session as Protocol, VerifiedPublicKey},
@@ -78,7 +79,7 @@ impl Connection {
     }
 
     /// Connects a new channel to `target` in a task of its own.
-    async fn forward(&mut self, channel: russh::Channel<Msg>, target: Target, reply: ChannelOpenHandle) {
+    async fn forward(&mut self, channel: russh::Channel<Msg>, target: Place, reply: ChannelOpenHandle) {
         if self.shared.rules.block_local_forwarding {
             tracing::debug!(?target, "forwarding is blocked");
             let reason = "port forwarding is disabled".to_owned();
@@ -164,7 +165,7 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
-        self.forward(channel, Target::Tcp { host: host.to_owned(), port }, reply).await;
+        self.forward(channel, Place::Tcp { host: host.to_owned(), port }, reply).await;
         Ok(())
     }
 
@@ -176,7 +177,7 @@ impl Handler for Connection {
         _protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
         let path = self.shared.profile().folder(&self.shared.account).join(path);
-        self.forward(channel, Target::Unix(path), reply).await;
+        self.forward(channel, Place::Unix(path), reply).await;
         Ok(())
     }
 

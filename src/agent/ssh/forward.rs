@@ -1,58 +1,22 @@
 //! One forwarded connection: a channel on one side, a socket on the other (agent.md §6.6).
 
 use super::{Shared, channels::Lane, session::Output, stats::JETBRAINS};
-use crate::agent::jetbrains;
-use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
-use std::{future::pending, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpStream, UnixStream},
-    time::timeout,
+use crate::{
+    agent::jetbrains,
+    driver::local::{Place, Socket},
 };
+use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
+use std::{future::pending, net::IpAddr, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 /// SSH's number for "connect failed".
 const CONNECT_FAILED: u32 = 2;
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(30);
 
-/// Where the client wants to be connected to.
-#[derive(Debug)]
-pub(super) enum Target {
-    /// `direct-tcpip` (`-L`, `-D`, `-J`).
-    Tcp { host: String, port: u32 },
-    /// `direct-streamlocal@openssh.com`.
-    Unix(PathBuf),
-}
-
-/// A socket of either kind.
-#[derive(Debug)]
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Target {
-    /// The port, if it is one of this machine.
-    fn local_port(&self) -> Option<u16> {
-        match self {
-            Self::Tcp { host, port } if matches!(host.as_str(), "127.0.0.1" | "localhost" | "::1") => u16::try_from(*port).ok(),
-            _ => None,
-        }
-    }
-
-    async fn connect(&self) -> io::Result<Socket> {
-        let connect = async {
-            match self {
-                Self::Tcp { host, port } => {
-                    let port = u16::try_from(*port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-                    let stream = TcpStream::connect((host.as_str(), port)).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(Socket::Tcp(stream))
-                }
-                Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
-            }
-        };
-        timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
+/// The port, if it is one of this machine.
+fn local_port(place: &Place) -> Option<u16> {
+    match place {
+        Place::Tcp { host, port } if matches!(host.as_str(), "127.0.0.1" | "localhost" | "::1") => u16::try_from(*port).ok(),
+        _ => None,
     }
 }
 
@@ -71,7 +35,7 @@ pub(super) struct Forward {
 
 impl Forward {
     /// Connects, answers the client and carries bytes until both directions have ended, each by itself.
-    pub(super) async fn connect(self, target: Target, reply: ChannelOpenHandle) {
+    pub(super) async fn connect(self, target: Place, reply: ChannelOpenHandle) {
         let connected = tokio::select! {
             connected = target.connect() => connected,
             () = self.lane.gone.cancelled() => return,
@@ -83,7 +47,7 @@ impl Forward {
                 let (shared, from) = (Arc::clone(&self.shared), self.from);
                 // The look takes a moment, in which bytes flow already.
                 let counted = async {
-                    let _session = match target.local_port() {
+                    let _session = match local_port(&target) {
                         Some(port) if is_jetbrains(port).await => shared.stats.count(JETBRAINS, from),
                         _ => return pending::<()>().await,
                     };
@@ -116,16 +80,8 @@ impl Forward {
 
     async fn exchange(&self, socket: Socket) {
         self.shared.stats.forward();
-        match socket {
-            Socket::Tcp(stream) => {
-                let (reader, writer) = stream.into_split();
-                self.copy(reader, writer).await;
-            }
-            Socket::Unix(stream) => {
-                let (reader, writer) = stream.into_split();
-                self.copy(reader, writer).await;
-            }
-        }
+        let (reader, writer) = socket.into_split();
+        self.copy(reader, writer).await;
     }
 
     async fn copy(&self, reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin) {

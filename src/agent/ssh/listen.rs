@@ -4,11 +4,11 @@
 use super::{
     Shared,
     channels::{Channels, MAX_CHANNELS},
-    forward::{Forward, Socket},
+    forward::Forward,
     session::Output,
     x11,
 };
-use crate::agent::environment::Sources;
+use crate::{agent::environment::Sources, driver::local::Socket};
 use russh::{
     Channel,
     server::{Handle, Msg},

@@ -5,33 +5,28 @@
 //! whole connection is slowed down. All forwards of a session share [`MAX_WAITING`]: beyond it a local program for which more
 //! than its part waits counts as stuck, and its connection is closed.
 
-use crate::{agent::ssh::input::Input, cli::output};
+use crate::{
+    agent::ssh::input::Input,
+    cli::output,
+    driver::local::{Place, Socket},
+};
 use anyhow::Context as _;
 use clap::Args;
 use russh::{
     Channel, ChannelMsg, ChannelOpenFailure,
     client::{ChannelOpenHandle, Handle, Handler, Msg},
 };
-use std::{
-    io,
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy},
-    net::{TcpStream, UnixStream},
+    io::{AsyncWriteExt as _, copy},
     sync::Semaphore,
-    time::timeout,
 };
 
 /// Forwarded connections at the same time.
 const MAX_CONNECTIONS: usize = 256;
-/// How long the local connection may take.
-const CONNECT: Duration = Duration::from_secs(30);
 /// Bytes above which the connection is slowed down.
 const SLOW_FROM: usize = 16 << 20;
 /// Bytes that stuck local programs may leave here together.
@@ -58,7 +53,7 @@ impl RemoteForwardArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RemoteForward {
     listens: Listens,
-    to: Local,
+    to: Place,
 }
 
 /// Where the agent listens.
@@ -69,19 +64,12 @@ enum Listens {
     Socket(String),
 }
 
-/// Where connections come out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Local {
-    Tcp(String, u16),
-    Unix(PathBuf),
-}
-
 fn parse(text: &str) -> Result<RemoteForward, String> {
     let wrong = || "invalid format of remote-forward, expected: remote_port:local_address:local_port".to_owned();
     if text.starts_with('/') {
         // A colon in the first path would be read wrongly; no path of two has another reading.
         let (remote, local) = text.split_once(":/").ok_or_else(wrong)?;
-        return Ok(RemoteForward { listens: Listens::Socket(remote.to_owned()), to: Local::Unix(format!("/{local}").into()) });
+        return Ok(RemoteForward { listens: Listens::Socket(remote.to_owned()), to: Place::Unix(format!("/{local}").into()) });
     }
     let (remote, rest) = text.split_once(':').ok_or_else(wrong)?;
     let (address, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
@@ -91,7 +79,7 @@ fn parse(text: &str) -> Result<RemoteForward, String> {
     if address.is_empty() || port == 0 {
         return Err(wrong());
     }
-    Ok(RemoteForward { listens: Listens::Port(remote.into()), to: Local::Tcp(address.to_owned(), port) })
+    Ok(RemoteForward { listens: Listens::Port(remote.into()), to: Place::Tcp { host: address.to_owned(), port: port.into() } })
 }
 
 /// The forwards of a session, for the connections that the agent announces.
@@ -166,7 +154,7 @@ impl Forwards {
             match to.connect().await {
                 Ok(socket) => {
                     reply.accept().await;
-                    socket.carry(channel, &waiting).await;
+                    carry(channel, &waiting, socket).await;
                 }
                 Err(error) => {
                     tracing::warn!(?to, %error, "a forwarded connection has no local end");
@@ -206,49 +194,9 @@ impl Drop for Waiting {
     }
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Local {
-    async fn connect(&self) -> io::Result<Socket> {
-        let connect = async {
-            match self {
-                Self::Tcp(address, port) => {
-                    let stream = TcpStream::connect((address.as_str(), *port)).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(Socket::Tcp(stream))
-                }
-                Self::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
-            }
-        };
-        timeout(CONNECT, connect).await.map_err(|_| io::ErrorKind::TimedOut)?
-    }
-}
-
-impl Socket {
-    async fn carry(self, channel: Channel<Msg>, waiting: &Waiting) {
-        match self {
-            Self::Tcp(stream) => {
-                let (reader, writer) = stream.into_split();
-                carry(channel, waiting, reader, writer).await;
-            }
-            Self::Unix(stream) => {
-                let (reader, writer) = stream.into_split();
-                carry(channel, waiting, reader, writer).await;
-            }
-        }
-    }
-}
-
 /// Carries bytes until both directions have ended, each by itself.
-async fn carry(
-    channel: Channel<Msg>,
-    waiting: &Waiting,
-    mut reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
-) {
+async fn carry(channel: Channel<Msg>, waiting: &Waiting, socket: Socket) {
+    let (mut reader, mut writer) = socket.into_split();
     let (mut incoming, outgoing) = channel.split();
     let input = Input::default();
     let take = async {
@@ -320,11 +268,12 @@ mod tests {
 
     #[test]
     fn forwards_are_read_as_the_go_command_line_reads_them() {
-        let tcp = |port, address: &str, to| RemoteForward { listens: Listens::Port(port), to: Local::Tcp(address.into(), to) };
+        let tcp =
+            |port, host: &str, to| RemoteForward { listens: Listens::Port(port), to: Place::Tcp { host: host.into(), port: to } };
         assert_eq!(parse("8080:localhost:3000"), Ok(tcp(8080, "localhost", 3000)));
         assert_eq!(parse("0:127.0.0.1:22"), Ok(tcp(0, "127.0.0.1", 22)));
         assert_eq!(parse("8080:[::1]:3000"), Ok(tcp(8080, "::1", 3000)));
-        let unix = RemoteForward { listens: Listens::Socket("/run/a.sock".into()), to: Local::Unix("/tmp/b.sock".into()) };
+        let unix = RemoteForward { listens: Listens::Socket("/run/a.sock".into()), to: Place::Unix("/tmp/b.sock".into()) };
         assert_eq!(parse("/run/a.sock:/tmp/b.sock"), Ok(unix));
         for bad in ["", "8080", "8080:3000", "8080::3000", "x:localhost:3000", "70000:a:1", "1:a:0", "1:a:x", "/a", "/a:b"] {
             assert!(parse(bad).unwrap_err().contains("remote_port:local_address:local_port"), "{bad}");

@@ -372,7 +372,10 @@ const _: () = assert!(MAX_PEERS < (SLOTS as usize) / 4);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::node::facts::tests::facts;
+    use crate::{
+        base::{Rng, agent_addresses},
+        proto::node::facts::tests::facts,
+    };
 
     const fn secs(n: u64) -> Instant {
         Instant::from_nanos(n * 1_000_000_000)
