@@ -9,6 +9,7 @@ mod connect;
 mod create;
 mod debug_options;
 mod deployment;
+mod escape;
 mod go_time;
 mod ignored;
 mod life;
@@ -89,6 +90,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Restart(args) => on_one_thread(life::restart(global, args)),
         Command::Update(args) => on_one_thread(life::update(global, args)),
         Command::Delete(args) => on_one_thread(life::delete(global, args)),
+        Command::Logs(args) => on_one_thread(life::logs(global, args)),
+        Command::Cancel(args) => on_one_thread(life::cancel(global, args)),
         Command::Users(args) => on_one_thread(create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
         Command::ConfigSsh(args) => on_one_thread(config_ssh::run(global, args)),
