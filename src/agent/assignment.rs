@@ -113,10 +113,12 @@ fn usable(name: &str, value: &[u8]) -> bool {
     !name.is_empty() && !name.contains(['=', '\0']) && !value.contains(&0)
 }
 
-/// The start folder a manifest names: `~` and variables replaced, relative to the home folder.
+/// The start folder a manifest names: `~` and variables replaced, relative to the home folder. `$HOME` is the home folder,
+/// as in every session, whether the agent itself was started with that variable or not.
 fn directory(text: &str, account: &Account, vars: &[(OsString, OsString)]) -> PathBuf {
-    let text = expand(text, vars);
     let home = &account.home;
+    let own = [("HOME".into(), home.clone().into_os_string())];
+    let text = expand(text, &[&own, vars].concat());
     if text == "~" || text.is_empty() {
         return home.clone();
     }
@@ -202,5 +204,6 @@ mod tests {
         let of = |text| directory(text, &account(), &vars).to_str().unwrap().to_owned();
         let expected = ["/home/dev", "/home/dev", "/home/dev/a", "/home/dev/b", "/srv/c", "/d"];
         assert_eq!([of(""), of("~"), of("~/a"), of("b"), of("$P/c"), of("/d")], expected);
+        assert_eq!([of("$HOME"), of("${HOME}/a")], ["/home/dev", "/home/dev/a"], "the agent has no such variable");
     }
 }

@@ -11,25 +11,41 @@ use tokio::sync::watch;
 /// States that the server has not confirmed yet. It outlives connections.
 #[derive(Debug)]
 pub(crate) struct Lifecycles {
-    waiting: watch::Sender<VecDeque<(LifecycleState, WallTime)>>,
+    waiting: watch::Sender<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    states: VecDeque<(LifecycleState, WallTime)>,
+    /// The last one that the server has confirmed.
+    told: Option<(LifecycleState, WallTime)>,
 }
 
 impl Lifecycles {
     pub(crate) fn new() -> Self {
-        Self { waiting: watch::Sender::new(VecDeque::new()) }
+        Self { waiting: watch::Sender::default() }
     }
 
     /// Enters a state.
     pub(crate) fn enter(&self, state: LifecycleState, at: WallTime) {
         tracing::debug!(?state, "lifecycle");
-        self.waiting.send_modify(|waiting| waiting.push_back((state, at)));
+        self.waiting.send_modify(|waiting| waiting.states.push_back((state, at)));
+    }
+
+    /// Tells the last state once more: the server may have heard another one from somebody else.
+    pub(crate) fn again(&self) {
+        self.waiting.send_modify(|waiting| {
+            if waiting.states.is_empty() {
+                waiting.states.extend(waiting.told);
+            }
+        });
     }
 
     /// Reports what waits and what comes, until a call fails.
     pub(crate) async fn report(&self, server: &impl Calls) -> Result<Infallible, AskError> {
         let mut waiting = self.waiting.subscribe();
         loop {
-            let next = waiting.borrow_and_update().front().copied();
+            let next = waiting.borrow_and_update().states.front().copied();
             let Some((state, at)) = next else {
                 // The sender is ours and lives as long as this call.
                 let _ = waiting.changed().await;
@@ -38,14 +54,14 @@ impl Lifecycles {
             let lifecycle = Some(Lifecycle { state: state.into(), changed_at: Some(timestamp(at)) });
             ask::<Lifecycle>(server, UPDATE_LIFECYCLE, &UpdateLifecycleRequest { lifecycle }).await?;
             self.waiting.send_modify(|waiting| {
-                waiting.pop_front();
+                waiting.told = waiting.states.pop_front();
             });
         }
     }
 
     /// Waits until the server has confirmed all.
     pub(crate) async fn reported(&self) {
-        let _ = self.waiting.subscribe().wait_for(VecDeque::is_empty).await;
+        let _ = self.waiting.subscribe().wait_for(|waiting| waiting.states.is_empty()).await;
     }
 }
 
@@ -81,9 +97,13 @@ mod tests {
             states.reported().await;
         };
         tokio::select! { biased; () = more => {} _ = states.report(&working) => panic!("no call failed") }
+        // Somebody else may have spoken meanwhile.
+        states.again();
+        let again = async { states.reported().await };
+        tokio::select! { biased; () = again => {} _ = states.report(&working) => panic!("no call failed") }
         let reported: Vec<_> = working.asked::<UpdateLifecycleRequest>(UPDATE_LIFECYCLE);
         let reported: Vec<_> =
             reported.iter().map(|r| r.lifecycle.unwrap()).map(|l| (l.state(), l.changed_at.unwrap().seconds)).collect();
-        assert_eq!(reported, [(LifecycleState::Ready, 2), (LifecycleState::ShuttingDown, 3)]);
+        assert_eq!(reported, [(LifecycleState::Ready, 2), (LifecycleState::ShuttingDown, 3), (LifecycleState::ShuttingDown, 3)]);
     }
 }

@@ -303,10 +303,23 @@ impl Agent {
         control.send_replace(Some(open.clone()));
         let mut status = open.status();
         let mut backoff = Backoff::agent();
+        let mut told_twin = false;
         loop {
             let connection = match &*status.borrow_and_update() {
                 ControlStatus::Connected(connection) => Some(*connection),
-                ControlStatus::Lost { why } => {
+                ControlStatus::Lost { replaced: true, .. } => {
+                    // It may have told the server of its own end.
+                    self.reports.lifecycles.again();
+                    let text = "another agent runs with this agent's token, and the server keeps the newer connection: end one of \
+                                the two; existing connections go on";
+                    if std::mem::replace(&mut told_twin, true) {
+                        tracing::debug!(text);
+                    } else {
+                        tracing::warn!("{text}");
+                    }
+                    None
+                }
+                ControlStatus::Lost { why, .. } => {
                     tracing::warn!(why, "lost the server; existing connections go on");
                     None
                 }
@@ -327,9 +340,13 @@ impl Agent {
                 ended = self.round(&open, running) => Some(ended),
                 () = lost => None,
             };
-            if let Some(Err(error)) = ended {
-                tracing::warn!(%error, "starting over with the server");
-                sleep(backoff.next(&mut self.rng)).await;
+            match ended {
+                Some(Err(error)) if !over(&status.borrow()) => {
+                    tracing::warn!(%error, "starting over with the server");
+                    // The connection itself may have been what failed.
+                    let _ = timeout(backoff.next(&mut self.rng), status.wait_for(over)).await;
+                }
+                _ => backoff.reset(),
             }
         }
     }

@@ -143,6 +143,10 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
         bail!("no server: set CODER_AGENT_URL or pass --agent-url");
     };
     let token = agents_token(args)?;
+    if let Some(folder) = &args.script_data_dir {
+        let why = || format!("--script-data-dir {}: no folder can be made or used there; choose another one", folder.display());
+        fs::create_dir_all(folder).with_context(why)?;
+    }
     super::on_one_thread(async {
         let options = deployment::http_options(&headers_of(global, args)?, &url).await?;
         let config = agent::Config {
@@ -158,7 +162,7 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
             subsystems: subsystems(&std::env::var(SUBSYSTEM).unwrap_or_default()),
             ..agent::Config::new(url, token, options)
         };
-        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let mut signals = EndSignals::open_for_service().context("cannot handle signals")?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = agent::run(config, async { drop(stopped.await) });
         tokio::pin!(running);

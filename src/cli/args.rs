@@ -181,7 +181,11 @@ pub(super) enum Command {
     Update(life::Change),
     /// Delete a workspace
     #[command(alias = "rm")]
-    Delete(life::Change),
+    Delete(life::Delete),
+    /// Show the log of a workspace's newest build
+    Logs(life::BuildLogs),
+    /// Cancel the build of a workspace that is under way
+    Cancel(life::Cancel),
     /// Work with users
     Users(Users),
     /// Open a shell in a workspace or run a command there

@@ -3,10 +3,10 @@
 use super::{
     args::{Create, Global, UsersCommand},
     deployment::{Deployment, explain},
-    output,
+    life, output,
 };
 use crate::driver::http::HttpError;
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use std::{fs, path::Path};
 
 /// Makes a workspace and prints the line that starts its agent on another machine.
@@ -27,13 +27,23 @@ pub(super) async fn workspace(global: &Global, args: &Create) -> anyhow::Result<
         &text,
         &format!("workspace {name} was made, but its agent's token is lost: 'coder delete {name}' takes it away"),
     )?;
+    // Where the deployment has a command for it, the workspace is being started.
+    let build = &made.workspace.latest_build;
+    if !build.job.is_done() || build.job.status != "succeeded" {
+        life::finish(&deployment.client, &made.workspace, build, "started").await?;
+    }
     Ok(0)
 }
 
 /// Reads a manifest. What it may hold is the server's to say.
 fn read(path: &Path) -> anyhow::Result<serde_json::Value> {
     let text = fs::read(path).with_context(|| format!("cannot read the manifest {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("the manifest {} is no JSON", path.display()))
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("the manifest {} is no JSON", path.display()))?;
+    if !manifest.is_object() {
+        bail!("the manifest {} has to be an object, such as {{ \"directory\": \"~/project\" }}", path.display());
+    }
+    Ok(manifest)
 }
 
 /// Makes a user and prints a token.

@@ -1,4 +1,5 @@
-//! `coder start`, `stop`, `restart`, `update` and `delete`: builds of a workspace with their logs (`cli.md` §2.3).
+//! `coder start`, `stop`, `restart`, `update` and `delete`: builds of a workspace with their logs (`cli.md` §2.3); `logs` and
+//! `cancel` for those that somebody else has begun, or that failed.
 
 use super::{
     args::{Global, go_bool},
@@ -10,11 +11,17 @@ use super::{
 use crate::{
     base::Instant,
     client::{Build, BuildLine, Client, Transition, Workspace},
-    driver::{clock, http::HttpError, terminal::Terminals, websocket::Message},
+    driver::{
+        clock,
+        http::HttpError,
+        process::{EndSignal, EndSignals},
+        terminal::Terminals,
+        websocket::Message,
+    },
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, builder::PossibleValuesParser};
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 use tokio::time::{sleep, timeout};
 
 /// How long a build may take.
@@ -40,7 +47,39 @@ pub(super) struct Start {
     no_wait: bool,
 }
 
-/// Flags of `coder stop`, `restart`, `update` and `delete`.
+/// Flags of `coder delete`.
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    #[command(flatten)]
+    change: Change,
+    /// Delete the workspace without the work that belongs to it: what that would have cleaned up stays
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    orphan: bool,
+}
+
+/// Flags of `coder logs`.
+#[derive(Debug, Args)]
+pub(super) struct BuildLogs {
+    /// [OWNER/]WORKSPACE
+    workspace: String,
+    /// Number of the build; by default the newest one
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    build_number: Option<i64>,
+    /// Go on until the build is done
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
+    follow: bool,
+}
+
+/// Flags of `coder cancel`.
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    /// [OWNER/]WORKSPACE
+    workspace: String,
+}
+
+/// Flags of `coder stop`, `restart`, `update` and, with its own, `delete`.
 #[derive(Debug, Args)]
 pub(super) struct Change {
     /// [OWNER/]WORKSPACE
@@ -107,12 +146,51 @@ pub(super) async fn update(global: &Global, args: &Change) -> anyhow::Result<u8>
     done(&workspace.name, "updated")
 }
 
-pub(super) async fn delete(global: &Global, args: &Change) -> anyhow::Result<u8> {
-    let (client, workspace) = open(global, &args.workspace).await?;
-    confirm(&args.yes, &format!("Delete the workspace {} for ever?", workspace.name)).await?;
-    let build = begin(&client, &workspace, Transition::Delete, "cli", None).await?;
+pub(super) async fn delete(global: &Global, args: &Delete) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.change.workspace).await?;
+    confirm(&args.change.yes, &format!("Delete the workspace {} for ever?", workspace.name)).await?;
+    let build = client.build_workspace(workspace.id, Transition::Delete, "cli", None, args.orphan).await;
+    let build = build.map_err(|error| refused(&workspace, error))?;
     finish(&client, &workspace, &build, "deleted").await?;
     done(&workspace.name, "deleted")
+}
+
+/// Shows the log of a build.
+pub(super) async fn logs(global: &Global, args: &BuildLogs) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    let build = match args.build_number {
+        None => workspace.latest_build.clone(),
+        Some(number) => {
+            let builds = client.builds(workspace.id).await.map_err(explain)?;
+            let found = builds.into_iter().find(|build| build.build_number == number);
+            found.with_context(|| format!("workspace {:?} has no build {number}", workspace.name))?
+        }
+    };
+    if args.follow {
+        follow(&client, &build).await?;
+        return Ok(0);
+    }
+    let mut shown = Stages::default();
+    for line in client.build_lines(build.id, 0).await.map_err(explain)? {
+        shown.line(&line)?;
+    }
+    if build.job.is_done() {
+        shown.end(build.job.status == "succeeded")?;
+    }
+    Ok(0)
+}
+
+/// Cancels the build that is under way, and waits for its end.
+pub(super) async fn cancel(global: &Global, args: &Cancel) -> anyhow::Result<u8> {
+    let (client, workspace) = open(global, &args.workspace).await?;
+    let (name, build) = (&workspace.name, &workspace.latest_build);
+    if build.job.is_done() {
+        bail!("no build of workspace {name:?} is under way: the newest one is {}", build.job.status);
+    }
+    client.cancel_build(build.id).await.map_err(explain)?;
+    let ended = follow(&client, build).await?;
+    output::line(&format!("\nThe build of the {name} workspace has ended as {}.", ended.job.status))?;
+    Ok(0)
 }
 
 async fn open(global: &Global, argument: &str) -> anyhow::Result<(Client, Workspace)> {
@@ -145,14 +223,44 @@ async fn begin(
     reason: &str,
     version: Option<uuid::Uuid>,
 ) -> anyhow::Result<Build> {
-    let refused = |e: HttpError| explain(e).context(format!("workspace {:?} cannot be changed", workspace.name));
-    client.build_workspace(workspace.id, transition, reason, version).await.map_err(refused)
+    client.build_workspace(workspace.id, transition, reason, version, false).await.map_err(|error| refused(workspace, error))
 }
 
-/// Shows the log of a build to its end.
-async fn finish(client: &Client, workspace: &Workspace, build: &Build, what: &str) -> anyhow::Result<()> {
+fn refused(workspace: &Workspace, error: HttpError) -> anyhow::Error {
     let name = &workspace.name;
-    let ended = timeout(BUILD_LIMIT, follow(client, build)).await;
+    let under_way = error.status() == Some(409);
+    let told = explain(error).context(format!("workspace {name:?} cannot be changed"));
+    if under_way { anyhow!("{told:#}; 'coder logs {name}' shows the build, 'coder cancel {name}' ends it") } else { told }
+}
+
+/// Shows the log of a build to its end. Ctrl-C cancels it.
+///
+/// # Errors
+/// When it does not end well.
+pub(super) async fn finish(client: &Client, workspace: &Workspace, build: &Build, what: &str) -> anyhow::Result<()> {
+    let name = &workspace.name;
+    let mut signals = EndSignals::open().context("cannot handle signals")?;
+    let left = || anyhow!("the build goes on: 'coder logs -f {name}' shows it, 'coder cancel {name}' ends it");
+    let mut following = pin!(timeout(BUILD_LIMIT, follow(client, build)));
+    let ended = tokio::select! {
+        ended = &mut following => ended,
+        signal = signals.next() => {
+            if signal != EndSignal::Interrupt {
+                return Err(left());
+            }
+            output::note("Canceling the build; Ctrl-C once more leaves it alone.");
+            let canceled = async {
+                if let Err(error) = client.cancel_build(build.id).await {
+                    output::note(&format!("The build is not canceled: {}", explain(error)));
+                }
+                following.await
+            };
+            tokio::select! {
+                ended = canceled => ended,
+                _ = signals.next() => return Err(left()),
+            }
+        }
+    };
     let ended =
         ended.with_context(|| format!("workspace {name:?} was not {what} within {} min", BUILD_LIMIT.as_secs() / 60))??;
     match ended.job.error.as_str() {

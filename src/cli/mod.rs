@@ -9,6 +9,7 @@ mod connect;
 mod create;
 mod debug_options;
 mod deployment;
+mod escape;
 mod go_time;
 mod ignored;
 mod life;
@@ -94,6 +95,8 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Restart(args) => briefly(global, life::restart(global, args)),
         Command::Update(args) => briefly(global, life::update(global, args)),
         Command::Delete(args) => briefly(global, life::delete(global, args)),
+        Command::Logs(args) => briefly(global, life::logs(global, args)),
+        Command::Cancel(args) => briefly(global, life::cancel(global, args)),
         Command::Users(args) => briefly(global, create::user(global, &args.command)),
         Command::Ssh(args) => ssh::run(global, args),
         Command::ConfigSsh(args) => briefly(global, config_ssh::run(global, args)),

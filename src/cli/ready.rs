@@ -114,7 +114,9 @@ async fn started(client: &Client, target: &Target) -> anyhow::Result<Workspace> 
         let build = &workspace.latest_build;
         if build.transition == Transition::Start && !is_starting(&workspace) {
             if build.status != "running" {
-                bail!("the start of workspace {:?} ended as {}: look at its build log", workspace.name, build.status);
+                let (name, error) = (&workspace.name, &build.job.error);
+                let why = if error.is_empty() { String::new() } else { format!(": {error}") };
+                bail!("the start of workspace {name:?} ended as {}{why}; 'coder logs {name}' shows its log", build.status);
             }
             return Ok(workspace);
         }

@@ -112,7 +112,7 @@ pub(super) fn run(global: &Global, args: &Server) -> anyhow::Result<u8> {
     };
     let login_dir = config.data_dir.join("login");
     super::on_all_cores(async {
-        let mut signals = EndSignals::open().context("cannot handle signals")?;
+        let mut signals = EndSignals::open_for_service().context("cannot handle signals")?;
         let reloads = ReloadSignal::open().context("cannot handle signals")?;
         let read_again = Again { relays: config.relays.source.is_some(), certificates: config.tls.is_some() };
         let running = server::serve(config).await?;

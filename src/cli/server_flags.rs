@@ -134,7 +134,7 @@ fn stun_servers(text: &str) -> Result<Option<(String, u16)>, String> {
     let bad = || "must be HOST:PORT, or disable for none".to_owned();
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().map_err(|_| bad())?),
-        _ => (text, 3478),
+        _ => return Err(bad()),
     };
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
@@ -368,10 +368,10 @@ mod tests {
     fn stun_servers_are_hosts_with_ports_and_disable_is_none() {
         let servers = |line: &str| parse(line).map(|all| all.relays.config().unwrap().stun_servers);
         assert_eq!(servers("--derp-server-stun-addresses disable").unwrap(), []);
-        let several = servers("--derp-server-stun-addresses stun.example.com:19302,[::1]:1,10.0.0.1").unwrap();
+        let several = servers("--derp-server-stun-addresses stun.example.com:19302,[::1]:1,10.0.0.1:3478").unwrap();
         let expected = [("stun.example.com", 19302), ("::1", 1), ("10.0.0.1", 3478)].map(|(h, p)| (h.to_owned(), p));
         assert_eq!(several, expected);
-        for bad in ["x:0", "x:y", ":1", "a/b:1"] {
+        for bad in ["foo", "10.0.0.1", "[::1]", "::1", "x:0", "x:y", ":1", "a/b:1"] {
             assert!(servers(&format!("--derp-server-stun-addresses {bad}")).unwrap_err().contains("HOST:PORT"), "{bad}");
         }
     }

@@ -67,6 +67,20 @@ impl Client {
         }
     }
 
+    /// Whether the server is one of ours, which says how it ends a socket; a Go server may hang up without a word.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or its answer cannot be read.
+    pub async fn is_ours(&self) -> Result<bool, HttpError> {
+        #[derive(Deserialize)]
+        struct Info {
+            #[serde(default)]
+            version: String,
+        }
+        let info: Info = self.http.get_json("/api/v2/buildinfo").await?;
+        Ok(info.version.contains("+tailnet."))
+    }
+
     /// The user whom the token belongs to.
     ///
     /// # Errors
@@ -165,7 +179,8 @@ impl Client {
         self.http.post_json("/api/v2/users/me/workspaces", &body).await
     }
 
-    /// Makes a build of a workspace. `version` chooses a version of its template.
+    /// Makes a build of a workspace. `version` chooses a version of its template; `orphan` deletes without the work that
+    /// belongs to it.
     ///
     /// # Errors
     /// Status 409 when a build is under way already.
@@ -175,8 +190,12 @@ impl Client {
         transition: Transition,
         reason: &str,
         version: Option<Uuid>,
+        orphan: bool,
     ) -> Result<Build, HttpError> {
         let mut body = json!({ "transition": transition.as_str(), "reason": reason });
+        if let (true, Some(body)) = (orphan, body.as_object_mut()) {
+            body.insert("orphan".to_owned(), json!(true));
+        }
         if let (Some(version), Some(body)) = (version, body.as_object_mut()) {
             body.insert("template_version_id".to_owned(), json!(version));
         }
@@ -195,6 +214,22 @@ impl Client {
     /// Status 404 when there is none that the user may see.
     pub async fn build(&self, id: Uuid) -> Result<Build, HttpError> {
         self.http.get_json(&format!("/api/v2/workspacebuilds/{id}")).await
+    }
+
+    /// The newest builds of a workspace, newest first.
+    ///
+    /// # Errors
+    /// Status 404 when there is no such workspace that the user may see.
+    pub async fn builds(&self, workspace: Uuid) -> Result<Vec<Build>, HttpError> {
+        self.http.get_json(&format!("/api/v2/workspaces/{workspace}/builds?limit=100")).await
+    }
+
+    /// Cancels a build that is under way.
+    ///
+    /// # Errors
+    /// Status 400 when it has ended already.
+    pub async fn cancel_build(&self, id: Uuid) -> Result<(), HttpError> {
+        self.http.call(Method::Patch, &format!("/api/v2/workspacebuilds/{id}/cancel"), None::<&()>).await.map(drop)
     }
 
     /// The log of a build after line `after`.

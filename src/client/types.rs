@@ -78,6 +78,9 @@ pub struct Health {
 pub struct Build {
     /// Id
     pub id: Uuid,
+    /// Counts the workspace's builds
+    #[serde(default)]
+    pub build_number: i64,
     /// How far it is
     #[serde(default)]
     pub job: Job,

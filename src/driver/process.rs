@@ -96,6 +96,16 @@ pub struct EndSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
+    outlives_hang_up: bool,
+}
+
+/// Whether this process was started with SIGHUP ignored, as `nohup` does. To be asked before a handler takes its place.
+fn outlives_hang_up() -> bool {
+    // No safe call tells; where there is no such file the signal ends the process as any other.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 << (EndSignal::HangUp.number() - 1) != 0)
 }
 
 impl EndSignals {
@@ -105,10 +115,23 @@ impl EndSignals {
     /// When the signal handlers cannot be installed.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
+            outlives_hang_up: false,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// The same for a service, which SIGHUP does not end where it was started to outlive its terminal.
+    ///
+    /// That signal is handled all the same: children begin with what the system does by default, so that what an agent under
+    /// `nohup` runs ends with its own terminal.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    pub fn open_for_service() -> std::io::Result<Self> {
+        let outlives_hang_up = outlives_hang_up();
+        Ok(Self { outlives_hang_up, ..Self::open()? })
     }
 
     /// Waits for the next of them.
@@ -119,7 +142,7 @@ impl EndSignals {
         tokio::select! {
             _ = self.interrupt.recv() => EndSignal::Interrupt,
             _ = self.terminate.recv() => EndSignal::Terminate,
-            _ = self.hang_up.recv() => EndSignal::HangUp,
+            _ = self.hang_up.recv(), if !self.outlives_hang_up => EndSignal::HangUp,
         }
     }
 }

@@ -58,6 +58,25 @@ pub enum Message {
     },
 }
 
+/// What a [`WebSocket::turn`] has come to.
+#[derive(Debug)]
+pub enum Turn {
+    /// A message came; `None` when the socket has ended.
+    Came(Option<io::Result<Message>>),
+    /// What was queued is out.
+    Sent(io::Result<()>),
+}
+
+/// The other end closed the socket with a code that says something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("closed by the peer with {code} {reason:?}")]
+pub struct ClosedByPeer {
+    /// The reason as a number.
+    pub code: u16,
+    /// The reason as a text.
+    pub reason: String,
+}
+
 /// The stream below, which remembers whether the peer takes what we write.
 struct Watched<S> {
     io: S,
@@ -100,6 +119,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 pub struct WebSocket<S> {
     frames: WebSocketStream<Watched<S>>,
     waiting_pongs: u32,
+    /// Something is queued for [`WebSocket::turn`].
+    queued: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
@@ -107,14 +128,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     pub fn server(io: S, max_message: usize) -> Self {
         let limits = Limits::default().max_payload_len(Some(max_message));
         let builder = ServerBuilder::new().limits(limits).config(config());
-        Self { frames: builder.serve(Watched { io, stuck: false }), waiting_pongs: 0 }
+        Self { frames: builder.serve(Watched { io, stuck: false }), waiting_pongs: 0, queued: false }
     }
 
     /// The client's end of an upgraded stream; `max_message` bounds what the peer may send at once.
     pub fn client(io: S, max_message: usize) -> Self {
         let limits = Limits::default().max_payload_len(Some(max_message));
         let builder = ClientBuilder::new().limits(limits).config(config());
-        Self { frames: builder.take_over(Watched { io, stuck: false }), waiting_pongs: 0 }
+        Self { frames: builder.take_over(Watched { io, stuck: false }), waiting_pongs: 0, queued: false }
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Message>>> {
@@ -145,6 +166,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<io::Result<Message>> {
         std::future::poll_fn(|cx| self.poll_message(cx)).await
+    }
+
+    /// Queues bytes as one binary message, for [`WebSocket::turn`] to send.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub fn queue_binary(&mut self, bytes: impl Into<Bytes>) -> io::Result<()> {
+        self.queue(Frame::binary(bytes.into()))
+    }
+
+    /// Queues the question for a sign of life, for [`WebSocket::turn`] to send.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub fn queue_ping(&mut self) -> io::Result<()> {
+        self.queue(Frame::ping(Bytes::new()))
+    }
+
+    fn queue(&mut self, frame: Frame) -> io::Result<()> {
+        Pin::new(&mut self.frames).start_send(frame).map_err(into_io)?;
+        self.queued = true;
+        Ok(())
+    }
+
+    /// Whether something is queued that is not out yet.
+    pub const fn is_sending(&self) -> bool {
+        self.queued
+    }
+
+    /// Both directions at once: sends what is queued as far as the peer takes it, and, where `read` allows it, gives what
+    /// comes meanwhile. Two ends that only wrote would wait for each other.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn turn(&mut self, read: bool) -> Turn {
+        std::future::poll_fn(|cx| {
+            if self.queued
+                && let Poll::Ready(sent) = Pin::new(&mut self.frames).poll_flush(cx)
+            {
+                self.queued = false;
+                return Poll::Ready(Turn::Sent(sent.map_err(into_io)));
+            }
+            if read { self.poll_message(cx).map(Turn::Came) } else { Poll::Pending }
+        })
+        .await
     }
 
     async fn send(&mut self, frame: Frame) -> io::Result<()> {
@@ -239,7 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "text message on a byte stream")));
                 }
                 Some(Message::Close { code, reason }) => {
-                    return Poll::Ready(Err(io::Error::other(format!("closed by the peer with {code} {reason:?}"))));
+                    return Poll::Ready(Err(io::Error::other(ClosedByPeer { code, reason })));
                 }
             }
         }
@@ -304,6 +370,30 @@ mod tests {
         let mut all = Vec::new();
         server.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"abcdef");
+    }
+
+    #[tokio::test]
+    async fn two_ends_that_both_write_much_do_not_wait_for_each_other() {
+        const PIECES: usize = 200;
+        async fn both(mut socket: WebSocket<tokio::io::DuplexStream>) {
+            let (mut sent, mut came) = (0, 0);
+            while sent < PIECES || came < PIECES || socket.is_sending() {
+                if sent < PIECES && !socket.is_sending() {
+                    socket.queue_binary(vec![7; 1000]).unwrap();
+                    sent += 1;
+                }
+                match socket.turn(came < PIECES).await {
+                    Turn::Came(message) => {
+                        assert!(matches!(message.unwrap().unwrap(), Message::Binary(bytes) if bytes.len() == 1000));
+                        came += 1;
+                    }
+                    Turn::Sent(sent) => sent.unwrap(),
+                }
+            }
+        }
+        // Less than one message has room on the way.
+        let (a, b) = duplex(100);
+        tokio::join!(both(WebSocket::client(a, MAX_MESSAGE)), both(WebSocket::server(b, MAX_MESSAGE)));
     }
 
     #[tokio::test]

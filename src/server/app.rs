@@ -2,6 +2,8 @@
 
 use super::token::{NoRandomness, seed};
 use super::{
+    builds::UnderWay,
+    changes::{Changed, Changes},
     config::{Hooks, Redirect, SessionRules},
     coordination::Coordination,
     limits::Limits,
@@ -21,14 +23,10 @@ use crate::{
     wire::derp::RelayMap,
 };
 use axum::http::HeaderValue;
-use std::{future::Future, sync::Arc};
-use tokio::sync::broadcast;
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 use uuid::Uuid;
-
-/// Changes that a slow watcher may lag behind before it just looks anew.
-const CHANGES: usize = 64;
 
 /// What does not change while the server runs.
 #[derive(Debug)]
@@ -91,7 +89,8 @@ struct Inner {
     relay: RelayServer,
     places: Places,
     resume: ResumeTokens,
-    changes: broadcast::Sender<Uuid>,
+    changes: Arc<Changed>,
+    builds: UnderWay,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -103,7 +102,6 @@ impl App {
     /// When the system gives no randomness.
     pub(crate) fn new(store: Store, network: Network, settings: Settings, limits: Limits) -> Result<Self, NoRandomness> {
         let mut rng = Rng::from_seed(seed()?);
-        let (changes, _) = broadcast::channel(CHANGES);
         Ok(Self(Arc::new(Inner {
             store,
             network,
@@ -116,7 +114,8 @@ impl App {
             relay: RelayServer::new(NodeSecret::generate(&mut rng), rng),
             places: Places::as_many_as_files(),
             resume: ResumeTokens::new()?,
-            changes,
+            changes: Arc::default(),
+            builds: UnderWay::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })))
@@ -215,15 +214,19 @@ impl App {
         self.0.agents.latency(agent)
     }
 
-    /// Tells those who watch `workspace` that something about it changed.
-    pub(crate) fn announce(&self, workspace: Uuid) {
-        // Nobody watches: nobody to tell.
-        let _ = self.0.changes.send(workspace);
+    /// The builds whose commands run now.
+    pub(crate) fn builds(&self) -> &UnderWay {
+        &self.0.builds
     }
 
-    /// The changes of `workspace` from now on.
-    pub(crate) fn changes(&self, workspace: Uuid) -> Changes {
-        Changes { workspace, news: self.0.changes.subscribe(), stop: self.0.stop.clone() }
+    /// Tells those who watch a workspace or a build that something about it changed.
+    pub(crate) fn announce(&self, what: Uuid) {
+        self.0.changes.announce(what);
+    }
+
+    /// The changes of a workspace or a build from now on.
+    pub(crate) fn changes(&self, of: Uuid) -> Changes {
+        Changes::of(&self.0.changes, of, self.0.stop.clone())
     }
 
     /// Cancelled when the server shuts down.
@@ -239,34 +242,5 @@ impl App {
     /// All tasks of the server.
     pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.0.tasks
-    }
-}
-
-/// The changes of one workspace.
-#[derive(Debug)]
-pub(crate) struct Changes {
-    workspace: Uuid,
-    news: broadcast::Receiver<Uuid>,
-    stop: CancellationToken,
-}
-
-impl Changes {
-    /// Waits for the next change; false when the server shuts down.
-    ///
-    /// # Cancel safety
-    /// No change is lost when the future is dropped.
-    pub(crate) async fn next(&mut self) -> bool {
-        loop {
-            let news = tokio::select! {
-                () = self.stop.cancelled() => return false,
-                news = self.news.recv() => news,
-            };
-            match news {
-                Ok(workspace) if workspace == self.workspace => return true,
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return true,
-                Err(broadcast::error::RecvError::Closed) => return false,
-            }
-        }
     }
 }

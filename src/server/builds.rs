@@ -17,20 +17,27 @@
 use super::{
     answer::{Answer, ApiError},
     app::App,
-    store::{Build, BuildLine, NewBuild, StoreError, Transition, Workspace},
+    store::{Build, BuildLine, BuildStatus, NewBuild, StoreError, Transition, Workspace},
     time::Stamp,
     token::AgentToken,
 };
 use crate::driver::process::Group;
 use axum::http::StatusCode;
 use rustix::process::Signal;
-use std::{io, process::Stdio, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::{Child, Command},
     sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// How long output may come after the command itself has ended.
@@ -45,18 +52,45 @@ const MAX_LINE: usize = 4 << 10;
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;
 
-/// Makes a build of `workspace` and begins what belongs to it. A start command gets `token`, or a fresh one. Sessions end with a workspace that is stopped or deleted.
+/// The builds whose commands run now.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay(Mutex<HashMap<Uuid, CancellationToken>>);
+
+impl UnderWay {
+    fn table(&self) -> MutexGuard<'_, HashMap<Uuid, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the command of a build; whether it had one that still ran.
+    pub(crate) fn cancel(&self, build: Uuid) -> bool {
+        let running = self.table().get(&build).cloned();
+        running.inspect(CancellationToken::cancel).is_some()
+    }
+}
+
+/// What is to be done beside noting a build.
+pub(crate) enum Work {
+    /// What the deployment has commands for.
+    Usual,
+    /// The same, with this token for the agent.
+    With(AgentToken),
+    /// Nothing: a workspace whose command does not do its work any more is deleted all the same.
+    Nothing,
+}
+
+/// Makes a build of `workspace` and begins what belongs to it. A start command gets the token of `work`, or a fresh one.
+/// Sessions end with a workspace that is stopped or deleted.
 ///
 /// # Errors
 /// When another build is under way, or the store fails.
 ///
 /// # Cancel safety
 /// What has begun goes on to its end when the future is dropped, as it is where a client hangs up.
-pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'static>, token: Option<AgentToken>) -> Answer<Build> {
+pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'static>, work: Work) -> Answer<Build> {
     let (tell, told) = oneshot::channel();
     let (task, workspace) = (app.clone(), workspace.clone());
     app.spawn(async move {
-        let (answer, run) = match make(&task, workspace, new, token).await {
+        let (answer, run) = match make(&task, workspace, new, work).await {
             Ok((build, run)) => (Ok(build), run),
             Err(error) => (Err(error), None),
         };
@@ -70,18 +104,22 @@ pub(crate) async fn begin(app: &App, workspace: &Workspace, new: NewBuild<'stati
 }
 
 /// Makes a build. The command that belongs to it is still to be run.
-async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, token: Option<AgentToken>) -> Answer<(Build, Option<Run>)> {
+async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, work: Work) -> Answer<(Build, Option<Run>)> {
     let now = Stamp::now();
     // What can fail comes before the build: one that is under way keeps others out until its end.
     let agents = app.store().agents(workspace.id).await?;
-    let command = app.settings().hooks.command(new.transition).cloned();
+    let (command, token) = match work {
+        Work::Usual => (app.settings().hooks.command(new.transition).cloned(), None),
+        Work::With(token) => (app.settings().hooks.command(new.transition).cloned(), Some(token)),
+        Work::Nothing => (None, None),
+    };
     let made = match command {
         Some(_) => app.store().begin_build(now, new).await,
         None => app.store().insert_build(now, new).await,
     };
     let build = made.map_err(|error| match error {
         StoreError::Busy => ApiError::new(StatusCode::CONFLICT, "A workspace build is already active.")
-            .with_detail("Wait for its end: its log tells how far it is."),
+            .with_detail("Wait for its end, or cancel it: its log tells how far it is."),
         other => other.into(),
     })?;
     if new.transition != Transition::Start {
@@ -93,14 +131,16 @@ async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, token: Option<
             (Transition::Start, None) => match app.store().renew_agent_token(now, workspace.id).await {
                 Ok(token) => Some(token),
                 Err(error) => {
-                    note_end(app, build.id, Some("the agent got no token")).await;
+                    note_end(app, build.id, Some((BuildStatus::Failed, "the agent got no token"))).await;
                     return Err(error.into());
                 }
             },
             (Transition::Start, given) => given,
             (Transition::Stop | Transition::Delete, _) => None,
         };
-        let run = Run { app: app.clone(), workspace, build: build.clone(), command, token };
+        let cancel = CancellationToken::new();
+        app.builds().table().insert(build.id, cancel.clone());
+        let run = Run { app: app.clone(), workspace, build: build.clone(), command, token, cancel };
         return Ok((build, Some(run)));
     }
     Ok((build, None))
@@ -108,9 +148,10 @@ async fn make(app: &App, workspace: Workspace, new: NewBuild<'_>, token: Option<
 
 /// Notes the end of a build that was under way: until then there is no other one of its workspace. A store that fails,
 /// say for a full disk, is tried again for a while.
-async fn note_end(app: &App, build: Uuid, failure: Option<&str>) {
+async fn note_end(app: &App, build: Uuid, failure: Option<(BuildStatus, &str)>) {
+    let (status, error) = failure.unwrap_or((BuildStatus::Succeeded, ""));
     for pause in END_PAUSES {
-        match app.store().end_build(Stamp::now(), build, failure).await {
+        match app.store().end_build(Stamp::now(), build, status, error).await {
             Ok(()) => return,
             Err(error) => tracing::error!(%error, %build, "the end of a build cannot be noted"),
         }
@@ -132,15 +173,19 @@ struct Run {
     build: Build,
     command: String,
     token: Option<AgentToken>,
+    /// Cancelled when the command shall end.
+    cancel: CancellationToken,
 }
 
 impl Run {
     async fn finish(self) {
-        let error = self.run().await.err();
-        if let Some(error) = &error {
+        let failure = self.run().await.err();
+        // From here on there is nothing to cancel.
+        self.app.builds().table().remove(&self.build.id);
+        if let Some((_, error)) = &failure {
             self.note(vec![line(self.build.transition, "error", error.clone())]).await;
         }
-        note_end(&self.app, self.build.id, error.as_deref()).await;
+        note_end(&self.app, self.build.id, failure.as_ref().map(|(status, error)| (*status, error.as_str()))).await;
         self.app.announce(self.build.id);
         self.app.announce(self.workspace.id);
     }
@@ -172,10 +217,11 @@ impl Run {
         command.spawn()
     }
 
-    /// Runs the command; the error is a line for people.
-    async fn run(&self) -> Result<(), String> {
+    /// Runs the command; the error is how the build ends and a line for people.
+    async fn run(&self) -> Result<(), (BuildStatus, String)> {
+        let failed = |why: String| (BuildStatus::Failed, why);
         let limit = self.app.settings().hooks.limit;
-        let mut child = self.spawn().map_err(|error| format!("the command cannot be run: {error}"))?;
+        let mut child = self.spawn().map_err(|error| failed(format!("the command cannot be run: {error}")))?;
         // Logs are for all who may see the workspace; the token is for its agent alone.
         let secret = self.token.as_ref().map(AgentToken::expose).unwrap_or_default();
         let (mut out, mut err) = (Lines::of(child.stdout.take(), &secret), Lines::of(child.stderr.take(), &secret));
@@ -188,24 +234,28 @@ impl Run {
                 lines = out.next(), if !out.done() => (lines, "info"),
                 lines = err.next(), if !err.done() => (lines, "error"),
                 status = child.wait(), if ended.is_none() => {
-                    ended = Some(status.map_err(|error| format!("the command cannot be waited for: {error}"))?);
+                    ended = Some(status.map_err(|error| failed(format!("the command cannot be waited for: {error}")))?);
                     last = Instant::now() + LAST_OUTPUT;
                     continue;
                 }
                 () = sleep_until(last) => break,
+                () = self.cancel.cancelled(), if ended.is_none() => {
+                    end(&mut child).await;
+                    return Err((BuildStatus::Canceled, "the build was canceled and its command ended".to_owned()));
+                }
                 () = self.app.stopping().cancelled() => {
                     end(&mut child).await;
-                    return Err("the server was stopped while the command ran".to_owned());
+                    return Err(failed("the server was stopped while the command ran".to_owned()));
                 }
             };
             self.note(lines.into_iter().map(|text| line(self.build.transition, level, text)).collect()).await;
         }
         match ended {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(format!("the command failed: {status}")),
+            Some(status) => Err(failed(format!("the command failed: {status}"))),
             None => {
                 end(&mut child).await;
-                Err(format!("the command took longer than {} s and was ended", limit.as_secs()))
+                Err(failed(format!("the command took longer than {} s and was ended", limit.as_secs())))
             }
         }
     }

@@ -31,6 +31,7 @@ struct Table {
 struct Live {
     number: u64,
     dismissed: CancellationToken,
+    replaced: CancellationToken,
     latency: Option<Latency>,
 }
 
@@ -39,8 +40,10 @@ struct Live {
 pub(crate) struct Presence {
     agent: Uuid,
     number: u64,
-    /// Cancelled when the connection shall end.
+    /// Cancelled when the connection shall end with the workspace.
     pub(crate) dismissed: CancellationToken,
+    /// Cancelled when a newer connection stands for the agent: this one shall end, and says nothing of the agent any more.
+    pub(crate) replaced: CancellationToken,
 }
 
 impl Agents {
@@ -52,12 +55,12 @@ impl Agents {
     pub(crate) fn arrive(&self, agent: Uuid) -> Presence {
         let mut table = self.table();
         table.next += 1;
-        let (number, dismissed) = (table.next, CancellationToken::new());
-        let live = Live { number, dismissed: dismissed.clone(), latency: None };
+        let (number, dismissed, replaced) = (table.next, CancellationToken::new(), CancellationToken::new());
+        let live = Live { number, dismissed: dismissed.clone(), replaced: replaced.clone(), latency: None };
         if let Some(old) = table.live.insert(agent, live) {
-            old.dismissed.cancel();
+            old.replaced.cancel();
         }
-        Presence { agent, number, dismissed }
+        Presence { agent, number, dismissed, replaced }
     }
 
     /// Notes the end of a connection; whether the agent is gone with it.
@@ -105,7 +108,7 @@ mod tests {
         let agents = Agents::default();
         let old = agents.arrive(Uuid::nil());
         let new = agents.arrive(Uuid::nil());
-        assert!(old.dismissed.is_cancelled() && !new.dismissed.is_cancelled());
+        assert!(old.replaced.is_cancelled() && !old.dismissed.is_cancelled() && !new.replaced.is_cancelled());
         agents.set_latency(&old, Latency::default());
         assert_eq!(agents.latency(Uuid::nil()), None);
         assert!(!agents.leave(&old));

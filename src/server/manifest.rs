@@ -71,6 +71,10 @@ impl Additions {
     /// # Errors
     /// What is wrong, for the user.
     pub(crate) fn parse(value: Value) -> Result<Self, String> {
+        // A list would be taken for the fields in their order.
+        if !value.is_object() {
+            return Err("it has to be an object with the fields directory, motd_path, environment and scripts".to_owned());
+        }
         let this: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
         this.check()?;
         Ok(this)
@@ -190,6 +194,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (value, named) in [
+            (json!([]), "has to be an object"),
             (json!({ "directry": "~" }), "directry"),
             (json!({ "environment": { "A=B": "" } }), "\"A=B\" is no name"),
             (json!({ "environment": { "A": "\0" } }), "value of A"),

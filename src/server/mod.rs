@@ -22,6 +22,7 @@ mod api;
 mod app;
 mod audit;
 mod builds;
+mod changes;
 mod config;
 mod coordination;
 mod dev;

@@ -38,6 +38,7 @@ const GET: Method = Method::GET;
 const HEAD: Method = Method::HEAD;
 const POST: Method = Method::POST;
 const PUT: Method = Method::PUT;
+const PATCH: Method = Method::PATCH;
 const DELETE: Method = Method::DELETE;
 use Access::{Agent, FirstUser, Public, Scoped, User};
 
@@ -46,19 +47,26 @@ const LOGIN: Access = Scoped(&[]);
 const READ_USER: Access = Scoped(&[Action("user", "read_personal")]);
 const READ_KEYS: Access = Scoped(&[Action("api_key", "read")]);
 const READ: Access = Scoped(&[Action("workspace", "read")]);
+const UPDATE: Access = Scoped(&[Action("workspace", "read"), Action("workspace", "update")]);
 const CONNECT: Access = Scoped(&[Action("workspace", "read"), Action("workspace", "ssh")]);
 
-/// Every route of the server.
+/// Every route of the server. What is public says why. Beside them only the metrics are served without a token, on an address
+/// of their own that is off by default.
 #[rustfmt::skip]
 pub(crate) const ROUTES: &[Route] = &[
+    // Load balancers, which have no login.
     route(GET, "/healthz", Public, |m| on(m, info::healthz)),
+    // Relay clients prove a key of their own; what they relay is encrypted from end to end.
     route(GET, "/derp", Public, |m| on(m, relay::open)),
     route(GET, "/derp/latency-check", Public, |m| on(m, relay::latency_check)),
     route(HEAD, "/derp/latency-check", Public, |m| on(m, relay::only_get)),
+    // What a command line asks before it can log in: which server this is, and how one gets in.
     route(GET, "/api/v2/buildinfo", Public, |m| on(m, info::buildinfo)),
     route(GET, "/api/v2/users/first", Public, |m| on(m, users::first)),
+    // Makes the first user, and nothing once there is one.
     route(POST, "/api/v2/users/first", Public, |m| on(m, users::create_first)),
     route(GET, "/api/v2/users/authmethods", Public, |m| on(m, login::methods)),
+    // The password is in the body; attempts are counted.
     route(POST, "/api/v2/users/login", Public, |m| on(m, login::login)),
 
     route(GET, "/api/v2/users", FirstUser, |m| on(m, users::list)),
@@ -91,6 +99,7 @@ pub(crate) const ROUTES: &[Route] = &[
     route(POST, "/api/v2/workspaces/{id}/builds", READ, |m| on(m, builds::create)),
     route(GET, "/api/v2/workspacebuilds/{id}", READ, |m| on(m, builds::get)),
     route(GET, "/api/v2/workspacebuilds/{id}/logs", READ, |m| on(m, builds::logs)),
+    route(PATCH, "/api/v2/workspacebuilds/{id}/cancel", UPDATE, |m| on(m, builds::cancel)),
 
     route(GET, "/api/v2/workspaceagents/connection", LOGIN, |m| on(m, agents::any_connection)),
     route(GET, "/api/v2/workspaceagents/{id}", READ, |m| on(m, agents::get)),

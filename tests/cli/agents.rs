@@ -2,7 +2,7 @@
 
 use crate::harness::{
     Server, clean, coder, http,
-    process::{Process, run, text, until_within},
+    process::{LIMIT, Process, run, text, until, until_within},
 };
 use rustix::process::Signal;
 use std::{
@@ -166,4 +166,60 @@ fn the_flags_and_the_variables_of_an_agent_bind_its_clients() {
         let said = text(&out.stderr);
         assert!(out.status.code() == Some(255) && said.contains("remote port forwarding failed"), "{said}");
     }
+}
+
+#[test]
+fn two_agents_with_one_token_say_so_once_take_turns_slowly_and_the_one_that_is_left_serves() {
+    const TWIN: &str = "another agent runs with this agent's token";
+    let server = Server::start(&[]);
+    let token = server.create("dev");
+    let mut first = server.agent(&token);
+    let mut second = server.agent(&token);
+    first.wait_for(TWIN);
+    second.wait_for(TWIN);
+    second.signal(Signal::TERM);
+    assert!(second.wait(LIMIT).success());
+    // Its last words may be the last that the server has heard.
+    until("the agent that is left is not ready", || {
+        let agent = &get(&server, "/api/v2/users/me/workspace/dev")["latest_build"]["resources"][0]["agents"][0];
+        agent["status"] == "connected" && agent["lifecycle_state"] == "ready"
+    });
+    let out = ssh(&server, &[], "echo served");
+    assert_eq!(text(&out.stdout), "served\n", "{}", text(&out.stderr));
+    let told = first.drain().iter().filter(|line| line.contains("WARN") && line.contains(TWIN)).count();
+    assert_eq!(told, 1, "{:?}", first.drain());
+}
+
+#[test]
+fn an_agent_that_was_started_to_outlive_its_terminal_does_and_what_it_runs_does_not() {
+    let server = Server::start(&[]);
+    let token = server.create("dev");
+    let of = server.agent_command(None, &token);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" agent -v"]).arg(coder());
+    for (name, value) in of.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut agent = Process::start("the agent", command);
+    agent.wait_for("connected to the coordinator");
+    agent.signal(Signal::HUP);
+    let out = ssh(&server, &[], "kill -HUP $$; echo survived");
+    assert_eq!((out.status.code(), text(&out.stdout).as_str()), (Some(129), ""), "{}", text(&out.stderr));
+    let out = ssh(&server, &[], "echo served");
+    assert_eq!(text(&out.stdout), "served\n", "{}", text(&out.stderr));
+    agent.signal(Signal::TERM);
+    assert!(agent.wait(LIMIT).success());
+}
+
+#[test]
+fn a_folder_for_scripts_that_cannot_be_made_is_named_at_the_start() {
+    let server = Server::start(&[]);
+    let mut command = server.agent_command(None, "00000000-0000-4000-8000-000000000000");
+    command.args(["--script-data-dir", "/proc/x"]);
+    let out = run(command, b"");
+    let said = text(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("--script-data-dir /proc/x: no folder can be made"), "{said}");
 }

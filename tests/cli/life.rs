@@ -2,9 +2,10 @@
 
 use crate::harness::{
     Process, Server,
-    process::{run, text},
+    process::{LIMIT, run, text},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustix::process::Signal;
 use std::{fs, process::Output};
 
 fn coder(server: &Server, args: &[&str]) -> Output {
@@ -73,6 +74,56 @@ fn a_failed_build_is_told_and_nobody_is_asked_without_a_terminal() {
     assert!(text(&out.stderr).contains("nosuch"), "{}", text(&out.stderr));
     let out = coder(&server, &["start", "--yes", "--reason", "foo", "dev"]);
     assert!(text(&out.stderr).contains("vscode_connection"), "{}", text(&out.stderr));
+}
+
+/// A command that hangs until it is ended, once it has begun; and its file.
+fn hanging(folder: &std::path::Path) -> String {
+    let fifo = folder.join("never");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    format!("echo begun; read line < '{}'", fifo.display())
+}
+
+#[test]
+fn a_failed_start_fails_create_and_its_log_can_be_read_afterwards() {
+    let server = Server::start(&["--workspace-start-command", "echo no machine; exit 7"]);
+    let out = coder(&server, &["create", "dev"]);
+    let (shown, said) = (text(&out.stdout), text(&out.stderr));
+    assert_eq!(out.status.code(), Some(1), "{shown}{said}");
+    assert!(shown.contains("CODER_AGENT_TOKEN=") && shown.contains("no machine\n"), "{shown}");
+    assert!(said.contains("was not started: the command failed: exit status: 7"), "{said}");
+    let out = coder(&server, &["start", "--yes", "dev"]);
+    assert!(out.status.code() == Some(1) && text(&out.stdout).contains("no machine\n"), "{}", text(&out.stderr));
+    let log = done(&coder(&server, &["logs", "dev"]));
+    assert!(log.starts_with("==> ⧗ Starting workspace\nno machine\n") && log.contains("=== ✘ "), "{log}");
+    let first = done(&coder(&server, &["logs", "-n", "1", "dev"]));
+    assert!(!first.contains("no machine"), "{first}");
+    let out = coder(&server, &["logs", "-n", "99", "dev"]);
+    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("no build 99"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_build_that_hangs_is_canceled_by_ctrl_c_or_by_command_and_its_workspace_deleted_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&["--workspace-stop-command", &hanging(folder.path())]);
+    server.create("dev");
+    let mut stop = Process::start("coder stop", server.coder(&["stop", "--yes", "dev"]));
+    stop.wait_for("begun");
+    let out = coder(&server, &["delete", "--yes", "dev"]);
+    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("'coder cancel dev' ends it"), "{}", text(&out.stderr));
+    stop.signal(Signal::INT);
+    stop.wait_for("error: workspace \"dev\" was not stopped: the build was canceled");
+    assert_eq!(stop.wait(LIMIT).code(), Some(1));
+    let mut stop = Process::start("coder stop", server.coder(&["stop", "--yes", "dev"]));
+    stop.wait_for("begun");
+    // Whoever is killed cancels nothing.
+    stop.signal(Signal::TERM);
+    stop.wait_for("the build goes on");
+    let log = done(&coder(&server, &["cancel", "dev"]));
+    assert!(log.contains("begun\n") && log.ends_with("has ended as canceled.\n"), "{log}");
+    let out = coder(&server, &["cancel", "dev"]);
+    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("no build"), "{}", text(&out.stderr));
+    let log = done(&coder(&server, &["delete", "--yes", "--orphan", "dev"]));
+    assert!(!log.contains("begun") && log.contains("has been deleted"), "{log}");
 }
 
 #[test]

@@ -63,8 +63,60 @@ fn what_cannot_be_had_is_told() {
     let out = run(lab.server.coder(&["exp", "rpty", "--disable-direct-connections", "dev"]), b"");
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("always goes through the server"), "{}", text(&out.stderr));
+    let out = run(lab.server.coder(&["exp", "rpty", "-u", "root", "dev", "true"]), b"");
+    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]));
+    assert!(text(&out.stderr).contains("name that with --container"), "{}", text(&out.stderr));
     let out = run(lab.server.coder(&["exp", "rpty", "-c", "c1", "dev", "true"]), b"");
     assert!(text(&out.stdout).contains("runs no terminals in containers"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn much_input_and_its_echo_pass_each_other() {
+    let lab = Lab::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("got");
+    // More than fits into everything on the way.
+    let input: String = (0..40_000).map(|n| format!("{n} {}\n", "x".repeat(100))).collect();
+    let out = run(lab.server.coder(&["exp", "rpty", "dev", &format!("cat > '{}'", file.display())]), input.as_bytes());
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(std::fs::read_to_string(&file).unwrap() == input);
+    assert!(text(&out.stdout).replace('\r', "") == input, "the terminal shows what is typed");
+}
+
+#[test]
+fn a_terminal_ends_with_the_reason_when_its_workspace_is_stopped_or_deleted() {
+    for (command, reason) in [("stop", "the workspace was stopped"), ("delete", "the workspace was deleted")] {
+        let lab = Lab::new();
+        let mut terminal = Terminal::start(lab.server.coder(&["exp", "rpty", "dev"]));
+        terminal.type_in("echo here$((1 + 1))\r");
+        terminal.wait_for("here2");
+        let out = run(lab.server.coder(&[command, "--yes", "dev"]), b"");
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        terminal.wait_for(&format!("error: the terminal has ended: {reason}"));
+        assert_eq!(terminal.wait(LIMIT).code(), Some(1));
+        assert!(terminal.is_restored() && !terminal.shown().contains("--reconnect"), "{}", terminal.shown());
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_told_with_the_way_back_and_so_is_whoever_leaves() {
+    let mut lab = Lab::new();
+    let open = |lab: &Lab| {
+        let mut terminal = Terminal::start(lab.server.coder(&["exp", "rpty", "-r", ID, "dev"]));
+        terminal.type_in("\recho here$((1 + 1))\r");
+        terminal.wait_for("here2");
+        terminal
+    };
+    let mut left = open(&lab);
+    left.type_in("~.");
+    left.wait_for("The terminal goes on: ");
+    assert_eq!(left.wait(LIMIT).code(), Some(1));
+    let mut lost = open(&lab);
+    lab.server.process.kill();
+    lost.wait_for("error: the connection to the terminal was lost: ");
+    lost.wait_for(&format!("--reconnect {ID} dev comes back"));
+    assert_eq!(lost.wait(LIMIT).code(), Some(1));
+    assert!(left.is_restored() && lost.is_restored());
 }
 
 /// Runs an agent on a machine that has two terminals.

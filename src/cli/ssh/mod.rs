@@ -1,6 +1,5 @@
 //! `coder ssh`: a shell, a command, or the raw SSH stream for OpenSSH (`cli.md` §2.4).
 
-mod escape;
 mod key_agent;
 mod log_file;
 mod network_info;

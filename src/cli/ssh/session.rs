@@ -1,12 +1,14 @@
 //! One SSH session over the tunnel: a shell or a command, its three streams, its end.
 
 use super::{
-    escape::{Escapes, HELP},
     key_agent::KeyAgent,
     remote_forward::{Forwards, RemoteForward},
     silence::Silence,
 };
-use crate::cli::output;
+use crate::cli::{
+    escape::{Escapes, HELP},
+    output,
+};
 use crate::driver::{
     clock,
     stdio::{Stdin, Stdout},

@@ -6,6 +6,7 @@
 //!    ▼  │ back-off 50 ms … 10 s
 //! connected ── close() ──► good-bye, at most 1 s ──► closed
 //! ```
+//! The back-off begins anew only behind a connection that lasted: two agents with one token replace each other without end.
 //! The task behind a [`Control`] owns the engine. It dials at once when the handle is made, and ends by itself when
 //! all handles are gone. Losing the socket costs nothing but news: node, tunnels and resume token are kept and told
 //! again on the next one.
@@ -32,6 +33,9 @@ use uuid::Uuid;
 const UPDATES: usize = 256;
 /// How long a good-bye may take, its bytes included.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The code with which our server closes an agent's socket for another one with the same token.
+pub const REPLACED: u16 = 4409;
 
 /// Whose control socket it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +77,8 @@ pub enum ControlStatus {
     Lost {
         /// What ended it or keeps it from coming back.
         why: String,
+        /// Another process with the same token took our place.
+        replaced: bool,
     },
     /// The first dial was refused for good.
     Refused(HttpError),

@@ -1,12 +1,12 @@
 //! The task behind a control socket: it dials, carries bytes between socket and engine, and hands out what comes.
 
-use super::{Ask, CLOSE_LIMIT, ControlRole, ControlStatus, Update};
+use super::{Ask, CLOSE_LIMIT, ControlRole, ControlStatus, REPLACED, Update};
 use crate::{
     base::Rng,
     driver::{
         clock,
         http::{Http, HttpError, Io},
-        websocket::{ByteStream, WebSocket},
+        websocket::{ByteStream, ClosedByPeer, WebSocket},
     },
     proto::coord::{Backoff, CallError, CallId, ClientEvent, ClientSession, CloseReason},
     wire::derp::RelayMap,
@@ -14,6 +14,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -23,6 +24,8 @@ use tokio::{
 
 /// Calls that may wait for the first connection.
 const WAITING: usize = 256;
+/// A connection that lasts so long is a success: longer than the longest wait between two dials.
+const LASTING: Duration = Duration::from_secs(30);
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;
 /// Refusals that end the first dial (`coordination.md` §2.6).
@@ -44,6 +47,8 @@ pub(super) struct Task {
     calls: BTreeMap<CallId, Reply>,
     /// News that the loop has not taken yet.
     news: VecDeque<Update>,
+    /// What the server said when it closed the last connection.
+    closed: Option<ClosedByPeer>,
     closing: bool,
 }
 
@@ -60,7 +65,7 @@ impl Task {
             session.add_tunnel(agent);
         }
         let (waiting, calls, news) = (VecDeque::new(), BTreeMap::new(), VecDeque::new());
-        Self { http, role, asks, status, updates, session, connections: 0, waiting, calls, news, closing: false }
+        Self { http, role, asks, status, updates, session, connections: 0, waiting, calls, news, closed: None, closing: false }
     }
 
     pub(super) async fn run(mut self) {
@@ -79,10 +84,13 @@ impl Task {
         while !self.closing {
             match self.dial().await {
                 Some(Ok(socket)) => {
-                    backoff.reset();
                     self.connections += 1;
                     self.status.send_replace(ControlStatus::Connected(self.connections));
+                    let began = clock::now();
                     let why = self.connected(socket).await;
+                    if clock::now() - began >= LASTING {
+                        backoff.reset();
+                    }
                     tracing::debug!(%why, "the control connection ended");
                     if why == CloseReason::Disconnected {
                         break;
@@ -90,7 +98,8 @@ impl Task {
                     if !matches!(self.news.back(), Some(Update::Lost)) {
                         self.news.push_back(Update::Lost);
                     }
-                    self.status.send_replace(ControlStatus::Lost { why: why.to_string() });
+                    let lost = self.lost(&why);
+                    self.status.send_replace(lost);
                 }
                 Some(Err(error)) if is_resume_refused(&error) && self.session.resume_token(clock::wall()).is_some() => {
                     self.session.forget_resume_token();
@@ -105,7 +114,7 @@ impl Task {
                     let why = error.to_string();
                     let status = match self.connections {
                         0 => ControlStatus::Connecting(Some(why)),
-                        _ => ControlStatus::Lost { why },
+                        _ => ControlStatus::Lost { why, replaced: false },
                     };
                     self.status.send_replace(status);
                 }
@@ -117,6 +126,16 @@ impl Task {
             }
         }
         ControlStatus::Closed
+    }
+
+    /// What is told of a connection that ended.
+    fn lost(&mut self, why: &CloseReason) -> ControlStatus {
+        let closed = self.closed.take().filter(|closed| !closed.reason.is_empty());
+        let by_code = closed.as_ref().is_some_and(|closed| closed.code == REPLACED);
+        // These are a Go server's words.
+        let by_text = matches!(why, CloseReason::Coordinate(text) if text.contains("overwritten by new connection"));
+        let why = closed.map_or_else(|| why.to_string(), |closed| format!("the server closed it: {}", closed.reason));
+        ControlStatus::Lost { why, replaced: by_code || by_text }
     }
 
     /// Dials once; `None` when it is time to close.
@@ -183,7 +202,11 @@ impl Task {
             let deadline = self.session.poll_timeout().map(|d| clock::timer(now, d.at));
             tokio::select! {
                 n = read.read_buf(&mut buffer) => match n {
-                    Ok(0) | Err(_) => self.session.handle_closed(),
+                    Ok(0) => self.session.handle_closed(),
+                    Err(error) => {
+                        self.closed = error.get_ref().and_then(|inner| inner.downcast_ref::<ClosedByPeer>()).cloned();
+                        self.session.handle_closed();
+                    }
                     Ok(_) => {
                         self.session.handle_bytes(clock::now(), &buffer);
                         buffer.clear();

@@ -52,15 +52,38 @@ impl Server {
 
     async fn accept(&self, role: ServerRole) -> Conn {
         let (head, mut stream) = self.dial().await;
-        let key = head.lines().find_map(|l| l.to_ascii_lowercase().starts_with("sec-websocket-key").then(|| &l[19..])).unwrap();
-        let answer = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
-            accept_key(key.as_bytes())
-        );
-        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.write_all(switching(&head).as_bytes()).await.unwrap();
         let io = ByteStream::new(WebSocket::server(stream, MAX_MESSAGE));
         Conn { head, io, session: ServerSession::new(role, clock::now()) }
     }
+}
+
+#[tokio::test]
+async fn connections_that_do_not_last_are_dialled_more_and_more_slowly_and_who_was_replaced_is_told() {
+    let server = Server::new().await;
+    let began = clock::now();
+    let control = Control::open(server.http(), ControlRole::Agent);
+    let mut status = control.status();
+    for _ in 0..6 {
+        let (head, mut stream) = server.dial().await;
+        stream.write_all(switching(&head).as_bytes()).await.unwrap();
+        let mut socket = WebSocket::server(stream, MAX_MESSAGE);
+        socket.close(REPLACED, "another agent").await.unwrap();
+        let told = |s: &ControlStatus| matches!(s, ControlStatus::Lost { why, replaced: true } if why.contains("another agent"));
+        timeout(PATIENCE, status.wait_for(told)).await.expect("the agent was not told").unwrap();
+        while let Some(Ok(_)) = socket.next().await {}
+    }
+    // Half of 50, 100, 200, 400 and 800 ms.
+    let passed = clock::now() - began;
+    assert!(passed >= Duration::from_millis(775), "{passed:?}");
+}
+
+fn switching(head: &str) -> String {
+    let key = head.lines().find_map(|l| l.to_ascii_lowercase().starts_with("sec-websocket-key").then(|| &l[19..])).unwrap();
+    let accept = accept_key(key.as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
 }
 
 struct Conn {

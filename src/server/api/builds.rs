@@ -33,6 +33,9 @@ pub(crate) struct NewBuildRequest {
     transition: String,
     #[serde(default)]
     reason: String,
+    /// Delete the workspace whatever its command would do.
+    #[serde(default)]
+    orphan: bool,
 }
 
 /// `POST /api/v2/workspaces/{id}/builds`
@@ -47,7 +50,11 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(id): Path<String
         given => *REASONS.iter().find(|known| **known == given).ok_or_else(|| ApiError::invalid("reason", "oneof", given))?,
     };
     let build = NewBuild { workspace: workspace.id, transition, reason, initiator: me.user.id };
-    let build = builds::begin(&app, &workspace, build, None).await?;
+    if new.orphan && transition != Transition::Delete {
+        return Err(ApiError::bad_request("Only a workspace that is deleted can be orphaned.").with_field("orphan", "delete it"));
+    }
+    let work = if new.orphan { builds::Work::Nothing } else { builds::Work::Usual };
+    let build = builds::begin(&app, &workspace, build, work).await?;
     let agents = app.store().agents(workspace.id).await?;
     Ok(json(StatusCode::CREATED, &views::build(&app, &workspace, &build, &agents, Stamp::now())))
 }
@@ -73,6 +80,15 @@ pub(crate) async fn get(State(app): State<App>, me: Me, Path(id): Path<String>) 
     let workspace = app.store().workspace(me.user.id, build.workspace_id).await?;
     let agents = app.store().agents(workspace.id).await?;
     Ok(ok(&views::build(&app, &workspace, &build, &agents, Stamp::now())))
+}
+
+/// `PATCH /api/v2/workspacebuilds/{id}/cancel`: the command is ended, and the build with it.
+pub(crate) async fn cancel(State(app): State<App>, me: Me, Path(id): Path<String>) -> Answer {
+    let build = mine(&app, &me, &id).await?;
+    if !app.builds().cancel(build.id) {
+        return Err(ApiError::bad_request("The build has ended already."));
+    }
+    Ok(ok(&json!({ "message": "The build is being canceled." })))
 }
 
 fn line(line: &BuildLine) -> Value {

@@ -150,6 +150,9 @@ fn build_job(app: &App, build: &Build) -> Value {
         // What has not happened is left out.
         None => drop(job.as_object_mut().and_then(|job| job.remove("completed_at"))),
     }
+    if let (BuildStatus::Canceled, Some(at)) = (build.status, build.completed_at) {
+        put(&mut job, "canceled_at", at.to_string());
+    }
     if !build.error.is_empty() {
         put(&mut job, "error", build.error.as_str());
     }
@@ -189,6 +192,7 @@ pub(crate) fn job(app: &App, id: Uuid, at: Stamp, initiator: Uuid, input: Value)
 pub(crate) fn build(app: &App, workspace: &Workspace, build: &Build, agents: &[Agent], now: Stamp) -> Value {
     let status = match (build.status, build.transition) {
         (BuildStatus::Failed, _) => "failed",
+        (BuildStatus::Canceled, _) => "canceled",
         (BuildStatus::Running, Transition::Start) => "starting",
         (BuildStatus::Running, Transition::Stop) => "stopping",
         (BuildStatus::Running, Transition::Delete) => "deleting",

@@ -36,7 +36,7 @@ struct Events {
     app: App,
     owner: Uuid,
     workspace: Uuid,
-    changes: super::super::app::Changes,
+    changes: super::super::changes::Changes,
     step: Step,
 }
 

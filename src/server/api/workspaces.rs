@@ -172,7 +172,7 @@ pub(crate) async fn create(State(app): State<App>, me: Me, Path(user): Path<Stri
     if app.settings().hooks.start.is_some() {
         let (transition, reason) = (Transition::Start, "initiator");
         let build = NewBuild { workspace: workspace.id, transition, reason, initiator: me.user.id };
-        builds::begin(&app, &workspace, build, Some(token)).await?;
+        builds::begin(&app, &workspace, build, builds::Work::With(token)).await?;
     }
     let mut view = views::workspace(&app, &workspace).await?;
     put(&mut view, "agent_token", token.expose());

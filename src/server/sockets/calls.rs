@@ -24,7 +24,7 @@ const STATS_INTERVAL_SECONDS: i64 = 30;
 /// Go agents.
 const DATAPOINTS: i32 = 20;
 const COLLECTION_SECONDS: i32 = 10;
-/// Lines of one call.
+/// Lines that are stored in one go: others want the store, too.
 const MAX_LINES: usize = 10_000;
 
 type Reply = Result<Vec<u8>, RpcError>;
@@ -178,7 +178,7 @@ async fn create_logs(app: &App, machine: &Machine, body: &[u8]) -> Reply {
     let batch = read::<agent::BatchCreateLogsRequest>(body)?;
     let source_id = Uuid::from_slice(&batch.log_source_id).map_err(|_| RpcError::plain("invalid log source id"))?;
     let now = Stamp::now();
-    let lines = batch.logs.into_iter().take(MAX_LINES).map(|log| LogLine {
+    let lines = batch.logs.into_iter().map(|log| LogLine {
         id: 0,
         source_id,
         created_at: log.created_at.as_ref().and_then(|t| Stamp::from_proto(t.seconds, t.nanos)).unwrap_or(now),
@@ -186,7 +186,11 @@ async fn create_logs(app: &App, machine: &Machine, body: &[u8]) -> Reply {
         output: log.output,
     });
     let lines: Vec<_> = lines.collect();
-    let fits = app.store().insert_logs(machine.agent.id, &lines).await.map_err(|e| failed(&e))?;
+    let mut fits = true;
+    // None is left out without a word: the agent is told when its share is used up.
+    for part in lines.chunks(MAX_LINES) {
+        fits = fits && app.store().insert_logs(machine.agent.id, part).await.map_err(|e| failed(&e))?;
+    }
     app.announce(machine.workspace.id);
     Ok(agent::BatchCreateLogsResponse { log_limit_exceeded: !fits }.encode_to_vec())
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     base::RegionId,
-    driver::{clock, websocket::Message},
+    driver::{clock, control::REPLACED, websocket::Message},
     proto::coord::{Auth, ConnId, Death, Delivery, ServerCall, ServerEvent, ServerRole, ServerSession},
     wire::{
         coord::{
@@ -80,8 +80,10 @@ enum End {
     Silent,
     /// It sent what does not belong here.
     Text,
-    /// Another connection of the same agent came, or its workspace was stopped.
+    /// Its workspace was stopped.
     Dismissed,
+    /// Another connection of the same agent came.
+    Replaced,
     /// The server stops.
     Stopping,
 }
@@ -114,6 +116,7 @@ impl Session {
             End::Dead(death) => (1011, death.to_string()),
             End::Text => (1003, "unexpected text message".to_owned()),
             End::Dismissed => (1001, "build is outdated".to_owned()),
+            End::Replaced => (REPLACED, "another agent has connected with the same token".to_owned()),
             End::Stopping => (1001, "the server is shutting down".to_owned()),
         };
         farewell(socket, code, &reason).await
@@ -121,7 +124,8 @@ impl Session {
 
     async fn talk(&mut self, socket: &mut Socket) -> io::Result<End> {
         let stopping = self.app.stopping().clone();
-        let dismissed = self.presence.as_ref().map_or_else(CancellationToken::new, |p| p.dismissed.clone());
+        let never = || (CancellationToken::new(), CancellationToken::new());
+        let (dismissed, replaced) = self.presence.as_ref().map_or_else(never, |p| (p.dismissed.clone(), p.replaced.clone()));
         let is_client = matches!(self.owner, Owner::Client { .. });
         // Agents ping us.
         let mut ping_at = is_client.then(|| Instant::now() + PING);
@@ -154,6 +158,7 @@ impl Session {
                     pong_by = ping_at;
                 }
                 () = dismissed.cancelled() => return Ok(End::Dismissed),
+                () = replaced.cancelled() => return Ok(End::Replaced),
                 () = stopping.cancelled() => {
                     self.deliver();
                     self.flush(socket).await?;
@@ -213,6 +218,10 @@ impl Session {
     async fn answer(&self, path: &str, body: &[u8]) -> Result<Vec<u8>, RpcError> {
         match &self.owner {
             Owner::Client { peer } => calls::of_client(&self.app, *peer, path, body),
+            // It speaks of itself, not of the agent that is there now.
+            Owner::Agent { .. } if self.presence.as_ref().is_some_and(|presence| presence.replaced.is_cancelled()) => {
+                Err(RpcError::plain("another agent has connected with the same token"))
+            }
             Owner::Agent { machine, version, .. } => calls::of_agent(&self.app, machine, version, path, body).await,
         }
     }

@@ -5,11 +5,11 @@ use super::super::{
     answer::{Answer, ApiError},
     api::{agents, inside},
     app::App,
-    tunnels::Reached,
+    store::Transition,
     upgrade::{Socket, Upgrade, closed_by_peer, farewell},
 };
 use crate::{
-    driver::websocket::Message,
+    driver::websocket::{Message, Turn},
     wire::pty::{Opening, Size},
 };
 use axum::{
@@ -18,10 +18,10 @@ use axum::{
     response::IntoResponse as _,
 };
 use bytes::{Buf as _, Bytes};
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::{Instant, sleep_until, timeout},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::{Instant, sleep_until},
 };
 use uuid::Uuid;
 
@@ -77,6 +77,7 @@ pub(crate) async fn open(State(app): State<App>, me: Me, Path(id): Path<String>,
     let server = app.clone();
     Ok(upgrade.serve(&app, "web terminal", async move |mut socket: Socket| {
         let stopping = server.stopping().clone();
+        let mut gone = pin!(gone(&server, agent.workspace_id));
         let dial = async {
             let mut stream = server.tunnels().dial(&server, agent.id, PORT).await.map_err(io::Error::other)?;
             // In one write: Go's agents read each part with a single call.
@@ -85,7 +86,8 @@ pub(crate) async fn open(State(app): State<App>, me: Me, Path(id): Path<String>,
         };
         let dialled = tokio::select! {
             dialled = dial => dialled,
-            () = stopping.cancelled() => return farewell(socket, 1001, "the server is shutting down").await,
+            why = &mut gone => return farewell(socket, 1001, why).await,
+            () = stopping.cancelled() => return farewell(socket, 1001, STOPPING).await,
         };
         let stream = match dialled {
             Ok(stream) => stream,
@@ -93,69 +95,112 @@ pub(crate) async fn open(State(app): State<App>, me: Me, Path(id): Path<String>,
         };
         let ended = tokio::select! {
             ended = talk(&mut socket, stream) => ended?,
-            () = stopping.cancelled() => End::Stopping,
+            why = &mut gone => return farewell(socket, 1001, why).await,
+            () = stopping.cancelled() => return farewell(socket, 1001, STOPPING).await,
         };
         match ended {
             End::Browser => closed_by_peer(&mut socket).await,
-            End::Terminal => return farewell(socket, 1000, "").await,
+            // A stop may end the agent faster than we hear of it.
+            End::Terminal => match what_became(&server, agent.workspace_id).await {
+                Some(why) => return farewell(socket, 1001, why).await,
+                None => return farewell(socket, 1000, "").await,
+            },
+            End::Lost(error) => return farewell(socket, 1011, &format!("the agent was lost: {error}")).await,
             End::Text => return farewell(socket, 1003, "binary messages only").await,
-            End::Stopping => return farewell(socket, 1001, "the server is shutting down").await,
             End::Silent => {}
         }
         Ok(())
     }))
 }
 
-/// Why the socket ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Browser,
-    /// The command ended, or the agent went away.
-    Terminal,
-    Text,
-    Silent,
-    Stopping,
+const STOPPING: &str = "the server is shutting down";
+
+/// What became of a workspace that is started no more: terminals end with it.
+async fn what_became(app: &App, workspace: Uuid) -> Option<&'static str> {
+    match app.store().latest_build(workspace).await.ok()?.transition {
+        Transition::Start => None,
+        Transition::Stop => Some("the workspace was stopped"),
+        Transition::Delete => Some("the workspace was deleted"),
+    }
 }
 
-/// Carries both directions. While the agent takes no input, no more is read; output goes on.
-async fn talk(socket: &mut Socket, stream: Reached) -> io::Result<End> {
+/// Waits until a workspace is stopped or deleted.
+async fn gone(app: &App, workspace: Uuid) -> &'static str {
+    let mut changes = app.changes(workspace);
+    loop {
+        if let Some(why) = what_became(app, workspace).await {
+            return why;
+        }
+        if !changes.next().await {
+            return STOPPING;
+        }
+    }
+}
+
+/// Why the socket ends.
+#[derive(Debug)]
+enum End {
+    Browser,
+    /// The command ended.
+    Terminal,
+    /// The agent went away.
+    Lost(io::Error),
+    Text,
+    Silent,
+}
+
+/// Carries both directions, neither of which waits for the other. While the agent takes no input, no more is read; while the
+/// browser takes no output, none is asked of the agent.
+async fn talk(socket: &mut Socket, stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<End> {
     let (mut read, mut write) = tokio::io::split(stream);
     let mut input = Bytes::new();
     let mut output = vec![0; OUTPUT];
     let mut ping_at = Instant::now() + PING;
     let mut answered = true;
+    // Until when the browser is to take what is on its way.
+    let mut taken_by = None;
     loop {
+        let sending = socket.is_sending();
         tokio::select! {
-            message = socket.next(), if input.is_empty() => match message.transpose()? {
-                Some(Message::Binary(bytes)) => input = bytes,
-                Some(Message::Ping) => {}
-                Some(Message::Pong) => answered = true,
-                Some(Message::Text(_)) => return Ok(End::Text),
-                Some(Message::Close { .. }) | None => return Ok(End::Browser),
+            turn = socket.turn(input.is_empty()), if sending || input.is_empty() => match turn {
+                Turn::Sent(sent) => {
+                    sent?;
+                    taken_by = None;
+                }
+                Turn::Came(message) => match message.transpose()? {
+                    Some(Message::Binary(bytes)) => input = bytes,
+                    Some(Message::Ping) => {}
+                    Some(Message::Pong) => answered = true,
+                    Some(Message::Text(_)) => return Ok(End::Text),
+                    Some(Message::Close { .. }) | None => return Ok(End::Browser),
+                },
             },
             written = write.write(&input), if !input.is_empty() => match written {
                 Ok(n) if n > 0 => input.advance(n),
-                _ => return Ok(End::Terminal),
+                // What it had to say comes all the same, and then its end.
+                _ => input.clear(),
             },
-            got = read.read(&mut output) => match got {
-                Ok(n) if n > 0 => in_time(socket.send_binary(output.get(..n).unwrap_or_default().to_vec())).await?,
-                _ => return Ok(End::Terminal),
+            got = read.read(&mut output), if !sending => match got {
+                Ok(0) => return Ok(End::Terminal),
+                Ok(n) => {
+                    socket.queue_binary(output.get(..n).unwrap_or_default().to_vec())?;
+                    taken_by = Some(Instant::now() + WRITE);
+                }
+                Err(error) => return Ok(End::Lost(error)),
             },
+            () = sleep_until(taken_by.unwrap_or(ping_at)), if taken_by.is_some() => return Err(io::ErrorKind::TimedOut.into()),
             () = sleep_until(ping_at) => {
                 // While input waits for the agent nothing of the browser's is read, its answers neither.
                 if !answered && input.is_empty() {
                     return Ok(End::Silent);
                 }
                 answered = false;
-                in_time(socket.ping()).await?;
+                socket.queue_ping()?;
+                taken_by = taken_by.or(Some(Instant::now() + WRITE));
                 ping_at = Instant::now() + PING;
             }
         }
     }
-}
-
-async fn in_time(step: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    timeout(WRITE, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]

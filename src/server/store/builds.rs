@@ -16,6 +16,7 @@ pub(crate) enum BuildStatus {
     Running,
     Succeeded,
     Failed,
+    Canceled,
 }
 
 impl BuildStatus {
@@ -25,6 +26,7 @@ impl BuildStatus {
             Self::Running => "running",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
+            Self::Canceled => "canceled",
         }
     }
 
@@ -33,6 +35,7 @@ impl BuildStatus {
         match word {
             "running" => Self::Running,
             "succeeded" => Self::Succeeded,
+            "canceled" => Self::Canceled,
             _ => Self::Failed,
         }
     }
@@ -69,15 +72,14 @@ impl Store {
         self.add_build(now, build, BuildStatus::Running).await
     }
 
-    /// Ends a build that was under way, as failed where there is an `error`; one that has deleted its workspace takes it
-    /// out of sight.
-    pub(crate) async fn end_build(&self, now: Stamp, id: Uuid, error: Option<&str>) -> Result<()> {
-        let status = if error.is_some() { BuildStatus::Failed } else { BuildStatus::Succeeded };
+    /// Ends a build that was under way, with why where that was not well; one that has deleted its workspace takes it out of
+    /// sight.
+    pub(crate) async fn end_build(&self, now: Stamp, id: Uuid, status: BuildStatus, error: &str) -> Result<()> {
         let mut turn = self.turn().await?;
         sqlx::query("UPDATE builds SET status = $2, error = $3, completed_at = $4 WHERE id = $1 AND status = 'running'")
             .bind(id)
             .bind(status.as_str())
-            .bind(error.unwrap_or_default())
+            .bind(error)
             .bind(now.micros())
             .execute(&mut *turn)
             .await?;

@@ -68,6 +68,7 @@ const TABLE: &[(&str, For)] = &[
     ("POST /api/v2/workspaces/{id}/builds", For::Scopes("workspace:read workspace:stop")),
     ("GET /api/v2/workspacebuilds/{id}", READ),
     ("GET /api/v2/workspacebuilds/{id}/logs", READ),
+    ("PATCH /api/v2/workspacebuilds/{id}/cancel", For::Scopes("workspace:read workspace:update")),
     ("GET /api/v2/workspaceagents/connection", LOGIN),
     ("GET /api/v2/workspaceagents/{id}", READ),
     ("GET /api/v2/workspaceagents/{id}/connection", READ),

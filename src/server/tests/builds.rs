@@ -134,12 +134,59 @@ async fn one_build_at_a_time_and_a_deleted_workspace_is_gone_when_its_command_is
 }
 
 #[tokio::test]
+async fn a_build_that_hangs_is_canceled_with_its_command_and_its_log_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("never");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let world = world(None, Some(&format!("echo begun; read line < '{}'", fifo.display()))).await;
+    let id = world.build("stop").await.json()["id"].as_str().unwrap().to_owned();
+    let mut changes = world.running.app.changes(id.parse().unwrap());
+    let begun = async {
+        while !world
+            .log(&world.running.app.store().latest_build(world.workspace.id).await.unwrap())
+            .await
+            .iter()
+            .any(|l| l.1 == "begun")
+        {
+            changes.next().await;
+        }
+    };
+    timeout(LIMIT, begun).await.expect("the command did not begin");
+    let cancel = async || {
+        let path = format!("/api/v2/workspacebuilds/{id}/cancel");
+        call(world.address(), "PATCH", &path, &auth(&world.admin), None).await
+    };
+    assert_eq!(cancel().await.status, 200);
+    let build = world.built().await;
+    assert_eq!((build.status, build.error.as_str()), (BuildStatus::Canceled, "the build was canceled and its command ended"));
+    let log = world.log(&build).await;
+    assert!(log.contains(&("info".into(), "begun".into())) && log.contains(&("error".into(), build.error)), "{log:?}");
+    let shown = world.get(&format!("/api/v2/workspacebuilds/{id}")).await.json();
+    assert_eq!((&shown["status"], &shown["job"]["status"]), (&"canceled".into(), &"canceled".into()));
+    assert!(shown["job"]["canceled_at"].is_string(), "{shown}");
+    assert_eq!(cancel().await.status, 400, "it has ended already");
+    // The next one is free to begin.
+    assert_eq!(world.build("start").await.status, 201);
+}
+
+#[tokio::test]
+async fn an_orphaned_workspace_is_deleted_whatever_its_command_would_do() {
+    let world = world(None, Some("exit 7")).await;
+    let builds = format!("/api/v2/workspaces/{}/builds", world.workspace.id);
+    let refused = world.post(&builds, r#"{"transition":"stop","orphan":true}"#).await;
+    assert_eq!((refused.status, &refused.json()["validations"][0]["field"]), (400, &Value::from("orphan")));
+    let done = world.post(&builds, r#"{"transition":"delete","orphan":true}"#).await;
+    assert_eq!((done.status, &done.json()["status"]), (201, &Value::from("deleted")));
+    assert_eq!(world.get("/api/v2/users/me/workspace/dev").await.status, 404);
+}
+
+#[tokio::test]
 async fn a_client_that_hangs_up_leaves_no_build_that_never_ends() {
     let world = world(None, Some("echo done")).await;
     let (app, workspace) = (&world.running.app, world.workspace.id);
     let mut changes = app.changes(workspace);
     let new = NewBuild { workspace, transition: Transition::Stop, reason: "cli", initiator: world.user.id };
-    let mut beginning = Box::pin(builds::begin(app, &world.workspace, new, None));
+    let mut beginning = Box::pin(builds::begin(app, &world.workspace, new, builds::Work::Usual));
     assert!(futures::poll!(beginning.as_mut()).is_pending());
     drop(beginning);
     let done = async {

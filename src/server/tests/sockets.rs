@@ -318,9 +318,34 @@ async fn a_newer_socket_of_an_agent_ends_the_older_one_and_the_agent_stays_conne
     old.call(agent::GET_MANIFEST, &()).await.unwrap();
     let mut new = agent(&world).await;
     new.call(agent::GET_MANIFEST, &()).await.unwrap();
-    while let Some(Ok(_)) = timeout(LIMIT, old.socket.next()).await.unwrap() {}
+    let state = |state: agent::LifecycleState| {
+        let lifecycle = agent::Lifecycle { state: state.into(), changed_at: None };
+        agent::UpdateLifecycleRequest { lifecycle: Some(lifecycle) }
+    };
+    new.call(agent::UPDATE_LIFECYCLE, &state(agent::LifecycleState::Ready)).await.unwrap();
+    // What the older one says of its end is not the agent's.
+    old.session.call(clock::now(), agent::UPDATE_LIFECYCLE, &state(agent::LifecycleState::ShuttingDown).encode_to_vec());
+    old.flush().await;
+    let mut told = None;
+    while let Some(Ok(message)) = timeout(LIMIT, old.socket.next()).await.unwrap() {
+        told = told.or(if let Message::Close { code, .. } = message { Some(code) } else { None });
+    }
+    assert_eq!(told, Some(crate::driver::control::REPLACED));
     new.call(agent::GET_MANIFEST, &()).await.unwrap();
-    assert_eq!(status(&world).await["status"], "connected");
+    let now = status(&world).await;
+    assert_eq!((&now["status"], &now["lifecycle_state"]), (&"connected".into(), &"ready".into()));
+}
+
+#[tokio::test]
+async fn a_long_batch_of_log_lines_is_kept_whole() {
+    let world = World::new().await;
+    let mut agent = agent(&world).await;
+    let line = |n: u32| agent::Log { created_at: None, output: n.to_string(), level: agent::LogLevel::Info.into() };
+    let batch = agent::BatchCreateLogsRequest { log_source_id: vec![1; 16], logs: (0..12_000).map(line).collect() };
+    let reply = agent.call(agent::BATCH_CREATE_LOGS, &batch).await.unwrap();
+    assert!(!agent::BatchCreateLogsResponse::decode(reply.as_slice()).unwrap().log_limit_exceeded);
+    let logs = world.running.app.store().logs(world.agent.id, 0).await.unwrap();
+    assert!(logs.iter().map(|line| line.output.clone()).eq((0..12_000).map(|n: u32| n.to_string())));
 }
 
 #[tokio::test]

@@ -86,6 +86,31 @@ async fn a_web_terminal_carries_both_directions_and_ends_with_the_command() {
 }
 
 #[tokio::test]
+async fn a_stop_or_a_deletion_ends_a_web_terminal_with_the_reason() {
+    for (transition, told) in [("stop", "the workspace was stopped"), ("delete", "the workspace was deleted")] {
+        let world = World::new().await;
+        let agent = agent(&world).await;
+        on_port(&agent, 2, terminal).await;
+        let path = format!("/api/v2/workspaceagents/{}/pty?reconnect={ID}", world.agent.id);
+        let mut socket = http(&world, &world.admin).websocket(&path, None).await.unwrap();
+        let mut begun = false;
+        let closed = loop {
+            match timeout(2 * LIMIT, socket.next()).await.expect("the terminal goes on").unwrap().unwrap() {
+                Message::Binary(_) if !begun => {
+                    begun = true;
+                    let builds = format!("/api/v2/workspaces/{}/builds", world.workspace.id);
+                    assert_eq!(world.post(&builds, &json!({ "transition": transition }).to_string()).await.status, 201);
+                }
+                Message::Close { code, reason } => break (begun, code, reason),
+                _ => {}
+            }
+        };
+        assert_eq!(closed, (true, 1001, told.to_owned()));
+        agent.close().await;
+    }
+}
+
+#[tokio::test]
 async fn text_on_a_web_terminal_and_a_refusing_agent_are_told_by_their_close_codes() {
     let world = World::new().await;
     let agent = agent(&world).await;

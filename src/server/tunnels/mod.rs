@@ -7,6 +7,7 @@
 
 mod http;
 mod node;
+mod uses;
 
 pub(crate) use http::{AskError, get};
 
@@ -19,13 +20,15 @@ use std::{
     io,
     net::SocketAddrV6,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Mutex, mpsc},
+    sync::Mutex,
 };
+use uses::{InUse, Uses};
 use uuid::Uuid;
 
 /// How long a dial may take, the node's own start included.
@@ -39,16 +42,7 @@ pub(crate) struct Tunnels(Mutex<Option<Running>>);
 #[derive(Debug)]
 struct Running {
     tailnet: Tailnet,
-    news: mpsc::UnboundedSender<News>,
-}
-
-/// What the node's task is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
-    /// Somebody wants to reach this agent.
-    Used(Uuid),
-    /// And does so no more.
-    Done(Uuid),
+    uses: Arc<Uses>,
 }
 
 /// Why an agent is not reached.
@@ -67,13 +61,12 @@ impl Tunnels {
     pub(crate) async fn dial(&self, app: &App, agent: Uuid, port: u16) -> Result<Reached, ReachError> {
         let (tailnet, used) = {
             let mut running = self.0.lock().await;
-            if running.as_ref().is_none_or(|running| running.news.is_closed()) {
+            if running.as_ref().is_none_or(|running| running.uses.has_ended()) {
                 *running = Some(node::start(app).await?);
             }
-            let Some(Running { tailnet, news }) = running.as_ref() else { return Err(DialError::Closed.into()) };
-            // Told under the lock: the node's task looks for news once more before it ends.
-            let _ = news.send(News::Used(agent));
-            (tailnet.clone(), InUse { agent, news: news.clone() })
+            let Some(Running { tailnet, uses }) = running.as_ref() else { return Err(DialError::Closed.into()) };
+            // Begun under the lock: the node's task looks once more before it ends.
+            (tailnet.clone(), InUse::begin(uses, agent))
         };
         let [address, _] = agent_addresses(agent);
         let stream = tailnet.dial_tcp_within(SocketAddrV6::new(address, port, 0, 0), DIAL).await?;
@@ -83,19 +76,6 @@ impl Tunnels {
     #[cfg(test)]
     pub(super) async fn has_node(&self) -> bool {
         self.0.lock().await.is_some()
-    }
-}
-
-/// Keeps the tunnel to an agent.
-#[derive(Debug)]
-struct InUse {
-    agent: Uuid,
-    news: mpsc::UnboundedSender<News>,
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        let _ = self.news.send(News::Done(self.agent));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     super::{app::App, coordination::Coordination},
-    News, Running,
+    Running, Uses,
 };
 use crate::{
     driver::http::{Http, HttpOptions, ProxyChoice},
@@ -13,9 +13,9 @@ use crate::{
         derp::RelayMap,
     },
 };
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::Notify,
     time::{Instant, sleep_until},
 };
 use uuid::Uuid;
@@ -35,13 +35,14 @@ pub(super) async fn start(app: &App) -> io::Result<Running> {
         ..Config::client(http.clone())?
     };
     let tailnet = Tailnet::start_on_thread(config).await?;
-    let (news, told) = mpsc::unbounded_channel();
+    let uses = Arc::new(Uses::default());
     let wake = Arc::new(Notify::new());
     let conn = app.coordination().connect(Uuid::new_v4(), Auth::All, &wake);
-    let task = Task { app: app.clone(), http, tailnet: tailnet.clone(), told, wake, conn, uses: BTreeMap::new() };
+    let (reached, used) = (BTreeSet::new(), Arc::clone(&uses));
+    let task = Task { app: app.clone(), http, tailnet: tailnet.clone(), uses: used, wake, conn, reached };
     app.spawn(task.run());
     tracing::debug!("the server's own node starts");
-    Ok(Running { tailnet, news })
+    Ok(Running { tailnet, uses })
 }
 
 /// The relays as this process reaches them.
@@ -52,22 +53,15 @@ fn own_map(map: &RelayMap, http: &Http) -> RelayMap {
     map
 }
 
-/// How an agent is used.
-#[derive(Debug, Clone, Copy)]
-struct Use {
-    open: usize,
-    /// Since when nobody uses it.
-    since: Instant,
-}
-
 struct Task {
     app: App,
     http: Http,
     tailnet: Tailnet,
-    told: mpsc::UnboundedReceiver<News>,
+    uses: Arc<Uses>,
     wake: Arc<Notify>,
     conn: ConnId,
-    uses: BTreeMap<Uuid, Use>,
+    /// The agents that a tunnel was asked to.
+    reached: BTreeSet<Uuid>,
 }
 
 impl Task {
@@ -78,9 +72,9 @@ impl Task {
         loop {
             // A year stands for never.
             let far = Instant::now() + Duration::from_secs(365 * 86_400);
-            let due = self.uses.values().filter(|u| u.open == 0).map(|u| u.since + IDLE).min().unwrap_or(far);
+            let due = self.uses.table().values().filter(|u| u.open == 0).map(|u| u.since + IDLE).min().unwrap_or(far);
             tokio::select! {
-                Some(news) = self.told.recv() => self.note(news),
+                () = self.uses.changed.notified() => self.reach(),
                 changed = own.changed() => {
                     let node = own.borrow_and_update().clone();
                     if changed.is_err() {
@@ -99,7 +93,7 @@ impl Task {
             }
         }
         // Whoever dials from now on gets a new node.
-        self.told.close();
+        self.uses.end();
         self.coordination().lost(self.conn);
         self.tailnet.close().await;
         tracing::debug!("the server's own node ends");
@@ -115,22 +109,14 @@ impl Task {
         }
     }
 
-    fn note(&mut self, news: News) {
-        let now = Instant::now();
-        match news {
-            News::Used(agent) => {
-                if !self.uses.contains_key(&agent) {
-                    self.tailnet.add_destination(agent);
-                    let add_tunnel = Some(Tunnel { id: agent.as_bytes().to_vec() });
-                    self.ask(&CoordinateRequest { add_tunnel, ..CoordinateRequest::default() });
-                }
-                self.uses.entry(agent).or_insert(Use { open: 0, since: now }).open += 1;
-            }
-            News::Done(agent) => {
-                if let Some(used) = self.uses.get_mut(&agent) {
-                    *used = Use { open: used.open.saturating_sub(1), since: now };
-                }
-            }
+    /// Asks for a tunnel to each agent that is used for the first time.
+    fn reach(&mut self) {
+        let new: Vec<_> = self.uses.table().keys().filter(|agent| !self.reached.contains(agent)).copied().collect();
+        for agent in new {
+            self.reached.insert(agent);
+            self.tailnet.add_destination(agent);
+            let add_tunnel = Some(Tunnel { id: agent.as_bytes().to_vec() });
+            self.ask(&CoordinateRequest { add_tunnel, ..CoordinateRequest::default() });
         }
     }
 
@@ -153,25 +139,28 @@ impl Task {
     /// Takes back the tunnels that are due; whether none is left and the node shall end.
     async fn take_back(&mut self) -> bool {
         let now = Instant::now();
-        let due: Vec<_> = self.uses.iter().filter(|(_, u)| u.open == 0 && u.since + IDLE <= now).map(|(id, _)| *id).collect();
+        let mut due = Vec::new();
+        self.uses.table().retain(|agent, used| {
+            let stays = used.open > 0 || used.since + IDLE > now;
+            due.extend((!stays).then_some(*agent));
+            stays
+        });
         for agent in due {
-            self.uses.remove(&agent);
+            self.reached.remove(&agent);
             self.tailnet.remove_destination(agent);
             let remove_tunnel = Some(Tunnel { id: agent.as_bytes().to_vec() });
             self.ask(&CoordinateRequest { remove_tunnel, ..CoordinateRequest::default() });
         }
-        if !self.uses.is_empty() {
-            return false;
-        }
         let app = self.app.clone();
         let mut running = app.tunnels().0.lock().await;
-        // Whoever dials holds this lock while it tells us so.
-        if let Ok(news) = self.told.try_recv() {
-            drop(running);
-            self.note(news);
-            return false;
+        // Whoever dials holds this lock while it says so.
+        let unused = self.uses.table().is_empty();
+        if unused {
+            *running = None;
         }
-        *running = None;
-        true
+        drop(running);
+        // What began between the two is reached anew.
+        self.reach();
+        unused
     }
 }

@@ -4,7 +4,8 @@
 /// What `~?` shows. The terminal is in raw mode.
 pub(super) const HELP: &str =
     "\r\nAt the beginning of a line:\r\n  ~.  leave the session\r\n  ~~  type one ~\r\n  ~?  show this\r";
-const INTERRUPT: u8 = 3;
+/// Ctrl-C
+pub(super) const INTERRUPT: u8 = 3;
 
 /// Where the next key stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
