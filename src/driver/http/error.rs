@@ -1,11 +1,17 @@
 //! What an HTTP call can end with. No text holds a token, a header or a query string.
 
+use crate::driver::clock;
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use reqwest::header::{DATE, HeaderMap};
+use rustls::{CertificateError, pki_types::UnixTime};
 use serde::Deserialize;
 use std::{error::Error as _, time::Duration};
 use url::Url;
 
 /// Longest piece of a plain-text answer shown to people.
 const MAX_TEXT: usize = 300;
+/// From here on two clocks do not agree.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
 /// Why a call failed, told apart by what a caller does about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -71,6 +77,7 @@ impl HttpError {
         // The outermost text may quote the whole URL; the deepest never does.
         let reason = match of_tls(deepest) {
             Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS; is its URL http://, not https://?".to_owned(),
+            Some(rustls::Error::InvalidCertificate(why)) => of_clock(why).unwrap_or_else(|| deepest.to_string()),
             _ if e.source().is_some() => deepest.to_string(),
             _ => "the request failed".to_owned(),
         };
@@ -89,6 +96,35 @@ fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls
     error.downcast_ref::<rustls::Error>().or_else(|| of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
+/// What is wrong with a certificate that this machine's clock finds too young or too old: either of the two may be.
+fn of_clock(why: &CertificateError) -> Option<String> {
+    let (what, bound, now) = match *why {
+        CertificateError::NotValidYetContext { time, not_before } => ("is not valid before", not_before, time),
+        CertificateError::ExpiredContext { time, not_after } => ("was valid until", not_after, time),
+        _ => return None,
+    };
+    let day = |time: UnixTime| Timestamp::from_second(i64::try_from(time.as_secs()).ok()?).ok();
+    let (bound, now) = (day(bound)?, day(now)?);
+    Some(format!("its certificate {what} {bound}, and the clock of this machine says {now}; is the clock right?"))
+}
+
+/// How far the clock that wrote `Date` is ahead of this machine's.
+fn ahead(headers: &HeaderMap) -> Option<SignedDuration> {
+    let theirs = rfc2822::parse(headers.get(DATE)?.to_str().ok()?).ok()?.timestamp();
+    let ours = SignedDuration::try_from(clock::wall().since_unix()).ok()?;
+    Some(theirs.as_duration() - ours)
+}
+
+/// A time in the largest unit of which it holds two.
+fn roughly(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    match minutes / 60 {
+        0..2 => format!("{minutes} minutes"),
+        hours @ 2..48 => format!("{hours} hours"),
+        hours => format!("{} days", hours / 24),
+    }
+}
+
 /// A status of 400 or more, with what the server said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -104,6 +140,8 @@ pub struct Refusal {
     pub detail: String,
     /// Complaints about single fields.
     pub validations: Vec<Validation>,
+    /// How far the server's clock is ahead of this machine's, if it said and they do not agree.
+    pub ahead: Option<SignedDuration>,
 }
 
 /// One field that the server did not like.
@@ -126,12 +164,17 @@ impl std::fmt::Display for Refusal {
         for v in &self.validations {
             write!(f, "; {}: {}", v.field, v.detail)?;
         }
+        // What a login is worth depends on the time.
+        if let (401, Some(ahead)) = (self.status, self.ahead) {
+            let way = if ahead.is_negative() { "behind" } else { "ahead of" };
+            write!(f, "; its clock is {} {way} this machine's", roughly(ahead.unsigned_abs()))?;
+        }
         Ok(())
     }
 }
 
 impl Refusal {
-    pub(super) fn parse(url: &Url, request: String, status: reqwest::StatusCode, body: &[u8]) -> Self {
+    pub(super) fn parse(url: &Url, request: String, status: reqwest::StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Body {
             message: String,
@@ -145,7 +188,8 @@ impl Refusal {
             Ok(body) => (body.message, body.detail, body.validations.unwrap_or_default()),
             Err(_) => (first_line(body).unwrap_or(fallback), String::new(), Vec::new()),
         };
-        Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations }
+        let ahead = ahead(headers).filter(|ahead| ahead.abs() >= CLOCKS_DIFFER);
+        Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations, ahead }
     }
 }
 
@@ -162,4 +206,30 @@ fn first_line(body: &[u8]) -> Option<String> {
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::{StatusCode, header::HeaderValue};
+
+    fn refused(status: StatusCode, ahead: i64) -> String {
+        let now = i64::try_from(clock::wall().since_unix().as_secs()).unwrap();
+        let date = rfc2822::to_string(&Timestamp::from_second(now + ahead).unwrap().to_zoned(jiff::tz::TimeZone::UTC)).unwrap();
+        let headers = [(DATE, HeaderValue::try_from(date).unwrap())].into_iter().collect();
+        let url = Url::parse("http://h").unwrap();
+        Refusal::parse(&url, "GET /".to_owned(), status, &headers, br#"{"message":"No."}"#).to_string()
+    }
+
+    #[test]
+    fn a_login_refused_by_another_clock_names_the_clocks() {
+        let said = |ahead| refused(StatusCode::UNAUTHORIZED, ahead);
+        assert_eq!(said(0), "h refused with status 401: No");
+        assert_eq!(said(290), said(0));
+        assert_eq!(said(-290), said(0));
+        assert!(said(610).ends_with("; its clock is 10 minutes ahead of this machine's"), "{}", said(610));
+        assert!(said(-3 * 3_600 - 30).ends_with("; its clock is 3 hours behind this machine's"), "{}", said(-10_830));
+        assert!(said(90 * 86_400).contains(" 90 days ") || said(90 * 86_400).contains(" 89 days "));
+        assert_eq!(refused(StatusCode::FORBIDDEN, 90 * 86_400), "h refused with status 403: No");
+    }
 }

@@ -1,6 +1,6 @@
 //! Server-sent events: an answer that goes on as long as there is something to tell (HTML standard, §9.2).
 
-use super::{Http, HttpError, MAX_BODY, MAX_ERROR_BODY, Refusal, UPGRADE_LIMIT, host_of, late, read_body};
+use super::{Http, HttpError, MAX_BODY, Method, UPGRADE_LIMIT, host_of, late, refused};
 use reqwest::{
     Response,
     header::{ACCEPT, CONTENT_TYPE, HeaderValue},
@@ -41,10 +41,7 @@ impl Http {
         let opening = async {
             let response = request.send().await.map_err(|e| HttpError::from_reqwest(&url, UPGRADE_LIMIT, &e))?;
             if !response.status().is_success() {
-                let status = response.status();
-                let body = read_body(&url, response, MAX_ERROR_BODY).await.unwrap_or_default();
-                let request = format!("GET {}", url.path());
-                return Err(HttpError::Refused(Box::new(Refusal::parse(&url, request, status, &body))));
+                return Err(refused(&url, Method::Get, response).await);
             }
             let is_events = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/event-stream");
             if !response.headers().get(CONTENT_TYPE).is_some_and(is_events) {

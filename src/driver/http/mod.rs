@@ -399,10 +399,7 @@ impl Http {
             let broken = |e: &reqwest::Error| HttpError::from_reqwest(url, UPGRADE_LIMIT, e);
             let response = request.send().await.map_err(|e| broken(&e))?;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                let status = response.status();
-                let body = read_body(url, response, MAX_ERROR_BODY).await.unwrap_or_default();
-                let request = format!("GET {}", url.path());
-                return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
+                return Err(refused(url, Method::Get, response).await);
             }
             check(response.headers())?;
             let upgraded = response.upgrade().await.map_err(|e| broken(&e))?;
@@ -413,12 +410,10 @@ impl Http {
 
     async fn read(&self, url: &Url, method: Method, response: reqwest::Response) -> Result<Reply, HttpError> {
         let (status, headers, address) = (response.status(), response.headers().clone(), response.remote_addr());
-        let failed = !status.is_success();
-        let body = read_body(url, response, if failed { MAX_ERROR_BODY } else { MAX_BODY }).await?;
-        if failed {
-            let request = format!("{} {}", reqwest::Method::from(method), url.path());
-            return Err(HttpError::Refused(Box::new(Refusal::parse(url, request, status, &body))));
+        if !status.is_success() {
+            return Err(refused(url, method, response).await);
         }
+        let body = read_body(url, response, MAX_BODY).await?;
         Ok(Reply { host: host_of(url), status: status.as_u16(), headers, address, body })
     }
 
@@ -507,6 +502,14 @@ async fn read_body(url: &Url, mut response: reqwest::Response, max: usize) -> Re
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// What the server said when it did not do what was asked for; its status counts even where the rest cannot be read.
+async fn refused(url: &Url, method: Method, response: reqwest::Response) -> HttpError {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = read_body(url, response, MAX_ERROR_BODY).await.unwrap_or_default();
+    let request = format!("{} {}", reqwest::Method::from(method), url.path());
+    HttpError::Refused(Box::new(Refusal::parse(url, request, status, &headers, &body)))
 }
 
 fn late(url: &Url, after: Duration) -> HttpError {
