@@ -168,7 +168,11 @@ fn stamp(at: Timestamp, zone: TimeZone) -> String {
 
 /// The first ping waits for the coordinator, relay and handshake as well, and its time says nothing.
 pub(super) async fn first(tunnel: &Tunnel, limit: Duration) -> anyhow::Result<()> {
-    match tunnel.tailnet.wait_reachable(tunnel.address, limit).await {
+    let answer = tokio::select! {
+        answer = tunnel.tailnet.wait_reachable(tunnel.address, limit) => answer,
+        error = tunnel.refused() => return Err(error),
+    };
+    match answer {
         Ok(_) => Ok(()),
         Err(PingError::UnknownPeer) => bail!("the coordinator did not announce the agent of {}: is it running?", tunnel.name),
         Err(_) => bail!("the agent of {} does not answer: it may have lost its network", tunnel.name),
