@@ -42,12 +42,13 @@ impl Held {
         [("descriptors", self.descriptors), ("threads", self.threads), ("children", self.children)]
     }
 
-    fn max(self, other: Self) -> Self {
+    /// Each figure as `choose` chooses it of two.
+    fn chosen(self, other: Self, choose: (fn(u64, u64) -> u64, fn(usize, usize) -> usize)) -> Self {
         Self {
-            memory: self.memory.max(other.memory),
-            descriptors: self.descriptors.max(other.descriptors),
-            threads: self.threads.max(other.threads),
-            children: self.children.max(other.children),
+            memory: choose.0(self.memory, other.memory),
+            descriptors: choose.1(self.descriptors, other.descriptors),
+            threads: choose.1(self.threads, other.threads),
+            children: choose.1(self.children, other.children),
         }
     }
 
@@ -106,7 +107,7 @@ impl Watch {
     fn sample(&mut self) {
         for process in &mut self.processes {
             process.now = Held::by(process.pid);
-            process.max = process.max.max(process.now);
+            process.max = process.max.chosen(process.now, (u64::max, usize::max));
         }
         self.files.1 = files(&self.temporary);
     }
@@ -126,22 +127,27 @@ impl Watch {
         println!("{line}; {} temporary files; data {}", self.files.1, megabytes(size(&self.data)));
     }
 
-    fn counts(&self) -> Vec<usize> {
-        self.processes.iter().flat_map(|p| p.now.countable().map(|(_, n)| n)).chain([self.files.1]).collect()
+    /// Looks, and keeps what is less than before: what comes and goes by itself, such as a report each minute, is no growth.
+    fn sample_least(&mut self) {
+        let before: Vec<Held> = self.processes.iter().map(|process| process.now).collect();
+        let files = self.files.1;
+        self.sample();
+        for (process, before) in self.processes.iter_mut().zip(before) {
+            process.now = process.now.chosen(before, (u64::min, usize::min));
+        }
+        self.files.1 = self.files.1.min(files);
     }
 
-    /// Waits until nothing has come or gone for so long.
-    pub(crate) fn settle(&mut self, quiet: Duration) {
-        self.sample();
-        let (mut since, mut counts) = (Instant::now(), self.counts());
-        let settled = until_within(5 * LIMIT, || {
+    /// Once nobody has worked for so long: the least that is held within a time.
+    pub(crate) fn rest(&mut self, after: Duration, within: Duration) {
+        until_within(after, || {
             self.sample();
-            if self.counts() != counts {
-                (since, counts) = (Instant::now(), self.counts());
-            }
-            since.elapsed() >= quiet
+            false
         });
-        assert!(settled, "something comes and goes though nobody works: {counts:?}");
+        until_within(within, || {
+            self.sample_least();
+            false
+        });
     }
 
     pub(crate) fn keep_as_start(&mut self) {
@@ -151,11 +157,11 @@ impl Watch {
         self.files.0 = self.files.1;
     }
 
-    /// Waits until as little is held as at the start, and that long; or gives up, and [`Watch::grown`] tells what stayed.
-    pub(crate) fn settle_as_at_start(&mut self, quiet: Duration) {
-        self.settle(quiet);
+    /// The same, and longer while more is held than at the start; [`Watch::grown`] tells what stayed.
+    pub(crate) fn rest_as_at_start(&mut self, after: Duration, within: Duration) {
+        self.rest(after, within);
         until_within(LIMIT, || {
-            self.sample();
+            self.sample_least();
             self.grown().is_empty()
         });
     }

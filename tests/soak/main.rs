@@ -1,7 +1,7 @@
 //! Hours of what people do all day, and of what goes wrong meanwhile: neither server nor agent nor a client that stays may grow.
 //!
 //! `TAILNET_SOAK=3600 cargo test --release --test soak -- --nocapture` goes on for an hour, prints a line a minute and a table
-//! at the end. Without the variable it is one round, in which nobody is killed: those are forgotten after half a minute only.
+//! at the end. Without the variable it is two rounds, in which nobody is killed: those are forgotten after half a minute only.
 #![cfg(all(unix, feature = "cli", feature = "agent", feature = "server"))]
 #![allow(
     clippy::unwrap_used,
@@ -26,6 +26,8 @@ use work::{Lab, Lane};
 
 /// How long a killed client is remembered, and a bit.
 const FORGOTTEN: Duration = Duration::from_secs(35);
+/// Clients that stay tell the server of their use once a minute.
+const MINUTE: Duration = Duration::from_secs(65);
 /// Longest warm-up.
 const WARM_UP: Duration = Duration::from_secs(300);
 
@@ -39,7 +41,7 @@ fn nothing_grows_while_people_work() {
     let mut watch = Watch::of(&lab);
     let mut lanes = [Lane::new(&lab, false), Lane::new(&lab, true)];
     let started = Instant::now();
-    let quiet = if long.is_some() { FORGOTTEN } else { Duration::from_secs(1) };
+    let (after, within) = if long.is_some() { (FORGOTTEN, MINUTE) } else { (Duration::ZERO, Duration::from_secs(1)) };
     let mut rounds = 0;
     let mut work_for = |lab: &mut Lab, watch: &mut Watch, time: Duration| {
         let end = Instant::now() + time;
@@ -54,10 +56,10 @@ fn nothing_grows_while_people_work() {
     };
     let warm_up = long.map_or(Duration::ZERO, |long| WARM_UP.min(long / 6));
     work_for(&mut lab, &mut watch, warm_up);
-    watch.settle(quiet);
+    watch.rest(after, within);
     watch.keep_as_start();
     work_for(&mut lab, &mut watch, long.unwrap_or_default().saturating_sub(warm_up));
-    watch.settle_as_at_start(quiet);
+    watch.rest_as_at_start(after, within);
     println!("{rounds} rounds in {:.0?}\n{}", started.elapsed(), watch.table());
     let grown = watch.grown();
     assert!(grown.is_empty(), "{}", grown.join("\n"));
