@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 61] = [
+const LINES: [(&str, &str); 71] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -26,7 +26,9 @@ const LINES: [(&str, &str); 61] = [
     ("Two users do not see each other's workspaces", "tests/cli/users.rs::"),
     ("UDP cut under a stream that ticks every 100 ms", "tests/netns/main.rs::"),
     ("Agent killed and back: the client ends with the reason ≤ 5 s after its return", "tests/netns/main.rs::"),
-    ("Error matrix: forty ways", "tests/cli/matrix.rs::"),
+    ("Error matrix: fifty ways", "tests/cli/matrix.rs::"),
+    ("… a full disk in the agent's folder, an interrupted upload", "tests/cli/disk.rs::"),
+    ("Hours of sessions, transfers, forwards, terminals and killed clients", "tests/soak/main.rs::"),
     ("`coder netcheck`: keys and types", "tests/cli/netcheck.rs::"),
     ("`login`, `login token`, `logout`, `whoami`", "tests/cli/accounts.rs::"),
     ("A proxy with a password and a private authority as the only way", "tests/cli/proxies.rs::"),
@@ -60,6 +62,14 @@ const LINES: [(&str, &str); 61] = [
     ("… `ServerAliveInterval=1` for 60 s", "tests/openssh/clients.rs::"),
     ("… 300 × start and `kill -9`", "tests/openssh/clients.rs::"),
     ("`ssh --network-info-dir`", "tests/cli/editors.rs::"),
+    ("README: relay first, direct once full-size packets have passed", "src/sim/tests/direct.rs::"),
+    ("… existing tunnels outlive the server", "src/server/tests/tunnel.rs::"),
+    ("… `--block-direct-connections`", "src/server/tests/tunnel.rs::"),
+    ("… relays that are read again reach everybody", "tests/cli/life.rs::"),
+    ("… a stopped workspace is started", "tests/cli/editors.rs::"),
+    ("… relative paths begin in the workspace's folder", "src/agent/ssh/sftp/tests.rs::"),
+    ("… 256 sessions at most", "src/agent/ssh/tests/rules.rs::"),
+    ("… `ssh --log-dir`", "tests/cli/editors.rs::"),
     ("Go mix: relays", "cells `relay`"),
     ("… STUN and netcheck", "cells `STUN`"),
     ("… tunnel and TCP with a Go node", "cells `tunnel`"),

@@ -495,6 +495,14 @@ mod tests {
     }
 
     #[test]
+    fn each_flag_of_a_server_has_a_variable_but_the_one_for_trying_it() {
+        let coder = Cli::command();
+        let server = coder.find_subcommand("server").unwrap();
+        let mut without = server.get_arguments().filter(|flag| flag.get_env().is_none()).map(|flag| flag.get_id().as_str());
+        assert_eq!((without.next(), without.next()), (Some("dev"), None));
+    }
+
+    #[test]
     fn the_command_lines_of_editors_are_read() {
         let line = "coder --global-config /d --header-command c ssh --disable-autostart --stdio --usage-app=vscode \
                     --network-info-dir /n --log-dir /l -v --ssh-host-prefix coder-vscode.h-- coder-vscode.h--admin--dev.main";

@@ -191,6 +191,10 @@ impl Host {
         self.control
     }
 
+    pub(crate) const fn is_controlled(&self) -> bool {
+        self.control_open
+    }
+
     pub(crate) fn relay_dialled(&mut self, region: RegionId, pipe: PipeIx) {
         if let Some(link) = self.relays.get_mut(&region) {
             link.pipe = Some(pipe);

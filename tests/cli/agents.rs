@@ -4,7 +4,7 @@ use crate::harness::{
     Server, clean, coder, http,
     process::{LIMIT, Process, run, text, until, until_within},
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
     path::PathBuf,
@@ -13,13 +13,13 @@ use std::{
 };
 
 /// Makes the workspace `dev` with a manifest and gives its agent's token.
-fn create(server: &Server, manifest: &str) -> Output {
+pub(crate) fn create(server: &Server, manifest: &str) -> Output {
     let file = server.dir.path().join("manifest.json");
     fs::write(&file, manifest).unwrap();
     run(server.coder(&["create", "dev", "--manifest", file.to_str().unwrap()]), b"")
 }
 
-fn token(made: &Output) -> String {
+pub(crate) fn token(made: &Output) -> String {
     assert!(made.status.success(), "{}", text(&made.stderr));
     let out = text(&made.stdout);
     out.split("CODER_AGENT_TOKEN=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
@@ -42,8 +42,16 @@ fn ssh(server: &Server, flags: &[&str], command: &str) -> Output {
     run(server.coder(&[&["ssh"], flags, &["dev", "--", command]].concat()), b"")
 }
 
-fn get(server: &Server, path: &str) -> serde_json::Value {
+pub(crate) fn get(server: &Server, path: &str) -> serde_json::Value {
     http::call(server.address().parse().unwrap(), "GET", path, &http::auth(&server.token), None).json()
+}
+
+/// Level and text of each line that the scripts of the workspace's agent have sent to the server.
+pub(crate) fn logs_of(server: &Server) -> Vec<(String, String)> {
+    let view = get(server, "/api/v2/users/me/workspace/dev");
+    let id = view["latest_build"]["resources"][0]["agents"][0]["id"].as_str().unwrap().to_owned();
+    let of = |l: &serde_json::Value| (l["level"].as_str().unwrap().to_owned(), l["output"].as_str().unwrap().to_owned());
+    get(server, &format!("/api/v2/workspaceagents/{id}/logs")).as_array().unwrap().iter().map(of).collect()
 }
 
 #[test]
@@ -73,9 +81,8 @@ fn a_manifest_gives_a_workspace_its_folder_its_environment_and_its_scripts() {
     assert_eq!((&agent_view["lifecycle_state"], &agent_view["directory"]), (&"ready".into(), &folder.to_str().unwrap().into()));
     assert_eq!(agent_view["scripts"][0]["display_name"], "set up");
     let path = format!("/api/v2/workspaceagents/{}/logs", agent_view["id"].as_str().unwrap());
-    let lines = || -> Vec<(String, String)> {
-        let of = |l: &serde_json::Value| (l["level"].as_str().unwrap().to_owned(), l["output"].as_str().unwrap().to_owned());
-        let mut lines: Vec<_> = get(&path).as_array().unwrap().iter().map(of).collect();
+    let lines = || {
+        let mut lines = logs_of(&server);
         lines.sort();
         lines
     };
@@ -131,6 +138,24 @@ fn a_stopped_agent_ends_sessions_with_the_reason_runs_its_stop_scripts_and_ends_
     let view = get(&server, "/api/v2/users/me/workspace/dev");
     assert_eq!(view["latest_build"]["resources"][0]["agents"][0]["lifecycle_state"], "off");
     server_saw_the_session(server);
+}
+
+#[test]
+fn a_second_signal_ends_an_agent_at_once() {
+    let server = Server::start(&[]);
+    let mark = server.dir.path().join("stopping");
+    let script = serde_json::json!({ "display_name": "long", "run_on_stop": true, "timeout_seconds": 90,
+        "script": format!("echo $$ > '{}'; exec sleep 1000", mark.display()) });
+    let token = token(&create(&server, &serde_json::json!({ "scripts": [script] }).to_string()));
+    let mut agent = agent(&server, &token, &[]);
+    agent.signal(Signal::INT);
+    assert!(until_within(LIMIT, || mark.exists()), "its stop script does not run");
+    assert!(agent.child.try_wait().unwrap().is_none(), "it does not wait for its stop script");
+    agent.signal(Signal::INT);
+    assert_eq!(agent.wait(Duration::from_secs(10)).code(), Some(1));
+    // What it did not wait for is not ended either.
+    let script = fs::read_to_string(&mark).unwrap().trim().parse().ok().and_then(Pid::from_raw).expect("the number of a process");
+    kill_process(script, Signal::KILL).unwrap();
 }
 
 /// The server's log holds the beginning and the end of the session.

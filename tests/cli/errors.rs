@@ -130,6 +130,18 @@ fn a_server_that_never_answers_is_told() {
 }
 
 #[test]
+fn a_server_for_browsers_alone_is_told() {
+    let server = Server::start(&["--browser-only"]);
+    let _agent = server.workspace("dev");
+    for arguments in &USES[..5] {
+        names(&error(server.coder(arguments), SOON), &["409", "Non-browser connections are disabled"]);
+    }
+    // What a browser has goes through the server.
+    let out = run_within(server.coder(&["exp", "rpty", "dev", "echo $((40 + 2))"]), b"", SOON);
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "42\r\n".into()), "{}", text(&out.stderr));
+}
+
+#[test]
 fn a_taken_port_is_told() {
     let server = Server::start(&[]);
     let other = tempfile::tempdir().unwrap();

@@ -82,6 +82,21 @@ fn quickstart_in_a_terminal_is_a_shell_and_names_the_way_for_others() {
 }
 
 #[test]
+fn the_example_echoes_by_relay_and_then_directly() {
+    // `cargo test` builds the examples beside the binaries.
+    let example = std::path::PathBuf::from(env!("CARGO_BIN_EXE_coder")).with_file_name("examples").join("echo");
+    if !example.exists() {
+        crate::harness::skip("the example was not built");
+        return;
+    }
+    let out = run(Command::new(example), b"");
+    let said = text(&out.stdout);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(out.status.success() && lines[0].contains("hello came back by relay"), "{said}{}", text(&out.stderr));
+    assert!(lines.len() >= 3 && lines[lines.len() - 2].contains("hello came back directly"), "{said}");
+}
+
+#[test]
 fn an_ended_quickstart_takes_its_agent_along() {
     for signal in [Signal::TERM, Signal::HUP, Signal::KILL] {
         let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use crate::harness::{
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
-use std::{fs, process::Output};
+use std::{collections::BTreeSet, fs, net::UdpSocket, process::Output};
 
 fn coder(server: &Server, args: &[&str]) -> Output {
     run(server.coder(args), b"")
@@ -142,6 +142,42 @@ fn an_agent_starts_with_the_url_that_was_chosen_for_it() {
     let out = coder(&server, &["create", "three", "--agent-url", "localhost"]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("http"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_relay_map_that_was_read_again_reaches_everybody_who_is_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("relays.json");
+    let place = |stun: &UdpSocket| {
+        let port = stun.local_addr().unwrap().port();
+        let node =
+            serde_json::json!({ "Name": "2a", "RegionID": 2, "HostName": "127.0.0.1", "STUNPort": port, "STUNOnly": true });
+        let region = serde_json::json!({ "RegionID": 2, "RegionCode": "two", "RegionName": "Two", "Nodes": [node] });
+        fs::write(&file, serde_json::json!({ "Regions": { "2": region } }).to_string()).unwrap();
+    };
+    let (first, second) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    place(&first);
+    let mut server = Server::start(&["--derp-config-path", file.to_str().unwrap()]);
+    let _agent = server.workspace("dev");
+    let mut session = Process::start("coder ssh", server.coder(&["ssh", "dev", "--", "cat"]));
+    session.type_in(b"here\n");
+    session.wait_for("here");
+
+    place(&second);
+    server.process.signal(Signal::USR1);
+    server.process.wait_for("The relay map was read again.");
+    // Agent and client ask the new server where they are.
+    second.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut asked = BTreeSet::new();
+    while asked.len() < 2 {
+        asked.insert(second.recv_from(&mut [0; 2048]).expect("two ask the new STUN server").1);
+    }
+    // What cannot be used changes nothing.
+    fs::write(&file, "{").unwrap();
+    server.process.signal(Signal::USR1);
+    server.process.wait_for("The relay map stays what it was: ");
+    session.type_in(b"still here\n");
+    session.wait_for("still here");
 }
 
 #[test]

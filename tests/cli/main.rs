@@ -12,6 +12,7 @@
 mod accounts;
 mod agents;
 mod config_ssh;
+mod disk;
 mod editor_lines;
 mod editors;
 mod errors;

@@ -1,8 +1,10 @@
 //! Ways to go wrong, each with its limit, its exit status and the words that name it: a table.
 
 use crate::{
+    disk::on_full_disk,
     errors::{SOON, error, names},
-    harness::{Server, clean, coder, coder::server_command},
+    harness::{Server, clean, coder, coder::server_command, have_as_root, namespace::MOUNT_TOOLS},
+    proxies::Files,
 };
 use std::{
     fs,
@@ -183,9 +185,66 @@ fn servers(folder: &Path) -> Vec<Row> {
     ]
 }
 
+/// What a clock that is wrong leads to, here or there.
+fn clocks(folder: &Path, roots: &str, early: &Server, late: &Server) -> Vec<Row> {
+    let trusting = |server: &Server| {
+        let mut command = to(folder, &server.url, &SSH);
+        command.env("CODER_CLIENT_TLS_CA_FILE", roots);
+        command
+    };
+    let expired = r#"{"message":"You are signed out.","detail":"API key expired at \"2026-01-01 00:00:00 +0000 UTC\""}"#;
+    let head = "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nConnection: close";
+    let at = |date: &str| answers(format!("{head}\r\nDate: {date}\r\nContent-Length: {}\r\n\r\n{expired}", expired.len()));
+    let (ahead, behind) = (at("Thu, 01 Jan 2099 00:00:00 GMT"), at("Sat, 01 Jan 2000 00:00:00 GMT"));
+    vec![
+        ("a certificate of the future", trusting(early), vec!["not valid before 2100-01-01", "clock of this machine says"]),
+        ("a certificate of the past", trusting(late), vec!["valid until 2020-01-01", "is the clock right?"]),
+        ("an expired login", to(folder, &json("401 Unauthorized", expired), &SSH), vec!["API key expired at", "login"]),
+        ("a server in the future", to(folder, &ahead, &SSH), vec!["expired", "days ahead of this machine's"]),
+        ("a server in the past", to(folder, &behind, &SSH), vec!["expired", "days behind this machine's"]),
+    ]
+}
+
+fn keys(folder: &Path, files: &Files) -> Vec<Row> {
+    let ((chain, key), (other, _), missing) = (files.issue("a", &["a.test"]), files.issue("b", &["b.test"]), files.path("none"));
+    let client = |chain: &str, key: &str| {
+        to(folder, "127.0.0.1:1", &["list", "--client-tls-cert-file", chain, "--client-tls-key-file", key])
+    };
+    let server = |chain: &str, key: &str| {
+        server_command(None, folder, "127.0.0.1:0", &["--tls-enable", "--tls-cert-file", chain, "--tls-key-file", key])
+    };
+    let mut agent = alone(folder, &["agent"]);
+    agent.env("CODER_AGENT_URL", "http://127.0.0.1:1").env("CODER_AGENT_TOKEN_FILE", &missing);
+    vec![
+        ("a client's key that is not there", client(&chain, &missing), vec!["cannot read", "none"]),
+        ("a client's key that is none", client(&chain, &chain), vec!["a.crt", "no private key"]),
+        ("a client's key of another certificate", client(&other, &key), vec!["a.key", "b.crt", "together"]),
+        ("a server's key that is not there", server(&chain, &missing), vec!["none"]),
+        ("a server's key of another certificate", server(&other, &key), vec!["a.key", "b.crt"]),
+        ("an agent's token that is not there", agent, vec!["none"]),
+    ]
+}
+
+/// Each writes into a folder without room.
+fn full_disks(folder: &Path, server: &Server) -> Vec<Row> {
+    if !have_as_root(&MOUNT_TOOLS) {
+        return Vec::new();
+    }
+    let full = folder.join("full");
+    fs::create_dir(&full).unwrap();
+    let file = |name: &str| full.join(name).display().to_string();
+    let config = server.coder(&["config-ssh", "--yes", "--ssh-config-file", &file("ssh-config")]);
+    let data = server_command(None, &full, "127.0.0.1:0", &[]);
+    let row = |what, command, words: &[&'static str]| (what, on_full_disk(&full, &command), words.to_vec());
+    vec![
+        row("no room for OpenSSH's file", config, &["ssh-config", "No space left on device"]),
+        row("no room for a server's data", data, &["data"]),
+    ]
+}
+
 /// Each ends with status 1 and one line on standard error, within its limit; on standard output there is nothing.
 #[test]
-fn forty_ways_to_go_wrong_are_told() {
+fn fifty_ways_to_go_wrong_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&[]);
     let _agent = server.workspace("dev");
@@ -193,7 +252,16 @@ fn forty_ways_to_go_wrong_are_told() {
     rows.extend(files_and_settings(folder.path()));
     rows.extend(names_and_folders(&server));
     rows.extend(servers(folder.path()));
-    assert!(rows.len() >= 40, "{}", rows.len());
+    let files = Files::new();
+    let valid = |name: &str, years| {
+        let (chain, key) = files.issue_for(name, &["127.0.0.1"], years);
+        Server::start(&["--tls-enable", "--tls-address", "127.0.0.1:0", "--tls-cert-file", &chain, "--tls-key-file", &key])
+    };
+    let (early, late) = (valid("early", 2100..2200), valid("late", 2000..2020));
+    rows.extend(clocks(folder.path(), &files.path("roots.pem"), &early, &late));
+    rows.extend(keys(folder.path(), &files));
+    assert!(rows.len() >= 50, "{}", rows.len());
+    rows.extend(full_disks(folder.path(), &server));
     let mut wrong = Vec::new();
     for (what, command, words) in rows {
         println!("{what}");

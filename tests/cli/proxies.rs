@@ -10,6 +10,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     path::Path,
     process::{Command, Output},
     sync::{Arc, Mutex},
@@ -25,13 +26,13 @@ const PASSWORD: &str = "s3cret-of-the-proxy";
 const CREDENTIALS: &str = "Basic YW5uOnMzY3JldC1vZi10aGUtcHJveHk=";
 
 /// Certificates of an authority of our own, in files.
-struct Files {
+pub(crate) struct Files {
     folder: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -40,15 +41,23 @@ impl Files {
         Self { folder, issuer: Issuer::new(params, key) }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
     /// Writes a certificate for these names, and its key.
-    fn issue(&self, name: &str, names: &[&str]) -> (String, String) {
+    pub(crate) fn issue(&self, name: &str, names: &[&str]) -> (String, String) {
+        self.issue_for(name, names, 2000..3000)
+    }
+
+    /// The same, valid from the beginning of the first of these years to that of the second.
+    pub(crate) fn issue_for(&self, name: &str, names: &[&str], years: Range<i32>) -> (String, String) {
         let names: Vec<_> = names.iter().map(|n| (*n).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
-        let issued = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+        let issued = params.signed_by(&key, &self.issuer).unwrap();
         let (chain, private) = (self.path(&format!("{name}.crt")), self.path(&format!("{name}.key")));
         fs::write(&chain, issued.pem()).unwrap();
         fs::write(&private, key.serialize_pem()).unwrap();

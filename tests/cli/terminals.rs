@@ -3,13 +3,13 @@
 use crate::{
     Lab,
     harness::{
-        Process, Server, coder, have_as_root,
+        Process, Server, have_as_root,
+        namespace::{MOUNT_TOOLS, with_mounts},
         process::{LIMIT, run, text, until},
         terminal::Terminal,
     },
 };
 use rustix::process::Signal;
-use std::process::Command;
 
 const ID: &str = "6c1fbbe5-4c4b-4d5e-9b7a-0d6a8d1c2e3f";
 
@@ -122,14 +122,7 @@ fn a_connection_that_breaks_is_told_with_the_way_back_and_so_is_whoever_leaves()
 /// Runs an agent on a machine that has two terminals.
 fn agent_with_two_terminals(server: &Server, token: &str) -> Process {
     let mounts = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts && mount --bind /dev/pts/ptmx /dev/ptmx";
-    let mut command = Command::new("unshare");
-    command.args(["-m", "--propagation", "private", "sh", "-c", &format!("{mounts} && exec \"$0\" agent -v")]).arg(coder());
-    for (name, value) in server.agent_command(None, token).get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let command = with_mounts(mounts, &server.agent_command(None, token));
     let mut agent = Process::start("the agent", command);
     agent.wait_for("connected to the coordinator");
     agent
@@ -137,7 +130,7 @@ fn agent_with_two_terminals(server: &Server, token: &str) -> Process {
 
 #[test]
 fn a_machine_without_a_free_terminal_says_so_and_goes_on() {
-    if !have_as_root(&["unshare", "mount"]) {
+    if !have_as_root(&MOUNT_TOOLS) {
         return;
     }
     let server = Server::start(&[]);

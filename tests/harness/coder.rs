@@ -11,8 +11,9 @@ use std::{
     process::Command,
 };
 
+/// The binary under test: `TAILNET_CODER`, such as one that no later build replaces, else Cargo's.
 pub fn coder() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_coder"))
+    std::env::var_os("TAILNET_CODER").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_coder")), PathBuf::from)
 }
 
 /// Takes the user's own settings out of a command's environment.
@@ -145,11 +146,18 @@ impl Server {
 
     /// OpenSSH through `coder ssh --stdio`. `flags` go to `coder`.
     pub fn ssh(&self, flags: &[&str], ssh_flags: &[&str], workspace: &str, remote: &str) -> Command {
+        let mut command = self.openssh("ssh", flags, ssh_flags);
+        command.args([workspace, remote]);
+        command
+    }
+
+    /// One of OpenSSH's programs through `coder ssh --stdio`. `flags` go to `coder`, `options` to the program.
+    pub fn openssh(&self, program: &str, flags: &[&str], options: &[&str]) -> Command {
         let proxy = format!("ProxyCommand={} {} ssh --stdio %h", coder().display(), flags.join(" "));
-        let mut command = command_in(self.namespace.as_deref(), "ssh");
+        let mut command = command_in(self.namespace.as_deref(), program);
         // Of several values of an option OpenSSH takes the first.
-        clean(&mut command).args(ssh_flags).args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]);
-        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", workspace, remote]);
+        clean(&mut command).args(options).args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", &proxy]);
+        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         self.log_in(&mut command, &self.token);
         command
     }

@@ -26,6 +26,24 @@ pub fn command_in(namespace: Option<&str>, program: impl AsRef<OsStr>) -> Comman
     }
 }
 
+/// The same command where file systems are mounted that nobody else sees; `mounts` are commands of a shell. Needs root,
+/// `unshare` and `mount`.
+pub fn with_mounts(mounts: &str, command: &Command) -> Command {
+    let mut own = Command::new("unshare");
+    own.args(["-m", "--propagation", "private", "sh", "-c", &format!("{mounts} && exec \"$0\" \"$@\"")]);
+    own.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => own.env(name, value),
+            None => own.env_remove(name),
+        };
+    }
+    own
+}
+
+/// What [`with_mounts`] needs beside root.
+pub const MOUNT_TOOLS: [&str; 2] = ["unshare", "mount"];
+
 /// The four namespaces.
 pub struct Network {
     pub client: String,

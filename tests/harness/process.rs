@@ -291,6 +291,11 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     of(pid).split_whitespace().filter_map(|p| Pid::from_raw(p.parse().ok()?)).collect()
 }
 
+/// How many descriptors a process has open.
+pub fn descriptors(pid: Pid) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).map_or(0, Iterator::count)
+}
+
 /// Every process whose environment holds `setting` and whose command line holds `word`.
 pub fn find(setting: &str, word: &str) -> Vec<Pid> {
     let holds =

@@ -6,7 +6,7 @@ use crate::{
     laptop::{HOST, Laptop, beside, direct_and_relayed, direct_and_relayed_at_once, python},
     through::echo,
 };
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{fs, os::unix::fs::symlink, process::Command};
 
 #[test]
 fn scp_and_sftp_carry_files_and_trees_through_the_tunnel() {
@@ -136,16 +136,11 @@ fn a_keep_alive_every_second_finds_the_workspace_alive_for_a_minute() {
     });
 }
 
-/// Open descriptors of a process.
-fn descriptors(pid: rustix::process::Pid) -> usize {
-    fs::read_dir(Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join("fd")).unwrap().count()
-}
-
 #[test]
 fn three_hundred_killed_clients_leave_no_process_and_no_descriptor() {
     use crate::harness::{
         Process,
-        process::{children, gone_within, pidfd, until},
+        process::{children, descriptors, gone_within, pidfd, until},
     };
     direct_and_relayed(&[], |laptop| {
         let start = |laptop: &Laptop| {

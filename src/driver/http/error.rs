@@ -1,14 +1,18 @@
 //! What an HTTP call can end with. No text holds a token, a header or a query string.
 
 use super::{proxy::Proxy, without_secrets};
-use reqwest::header::{HeaderMap, LOCATION};
-use rustls::{CertificateError, Error as TlsError};
+use crate::driver::clock;
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use reqwest::header::{DATE, HeaderMap, LOCATION};
+use rustls::{CertificateError, Error as TlsError, pki_types::UnixTime};
 use serde::Deserialize;
 use std::{error::Error as _, time::Duration};
 use url::Url;
 
 /// Longest piece of a plain-text answer shown to people.
 const MAX_TEXT: usize = 300;
+/// From here on two clocks do not agree.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
 /// Why a call failed, told apart by what a caller does about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -73,7 +77,7 @@ impl HttpError {
         }
         // The outermost text may quote the whole URL; the deepest never does.
         let reason = match of_tls(deepest).and_then(explained) {
-            Some(reason) => reason.to_owned(),
+            Some(reason) => reason,
             None if e.source().is_none() => "the request failed".to_owned(),
             None => match deepest.to_string() {
                 // The library's errors about what is no HTTP begin alike.
@@ -103,31 +107,62 @@ impl HttpError {
 }
 
 /// What a person can do about a TLS error.
-fn explained(error: &TlsError) -> Option<&'static str> {
-    match error {
-        TlsError::InvalidMessage(_) => Some("it does not speak TLS; is its URL http://, not https://?"),
-        TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => Some(
+fn explained(error: &TlsError) -> Option<String> {
+    let text = match error {
+        TlsError::InvalidMessage(_) => "it does not speak TLS; is its URL http://, not https://?",
+        TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "its certificate is of an authority that is not trusted here (UnknownIssuer): name that one's certificate with \
-             --client-tls-ca-file or SSL_CERT_FILE",
-        ),
+             --client-tls-ca-file or SSL_CERT_FILE"
+        }
         // The check's own errors have no names here.
         TlsError::InvalidCertificate(CertificateError::Other(other)) => match format!("{other:?}") {
-            text if text.contains("UnsupportedCertVersion") => Some(
+            text if text.contains("UnsupportedCertVersion") => {
                 "its certificate is of X.509 version 1, which says neither for which names nor for what it is: the server \
-                 needs one of version 3",
-            ),
-            text if text.contains("CaUsedAsEndEntity") => {
-                Some("its certificate is an authority's (CA:TRUE) and not a server's: the server needs one that it issued")
+                 needs one of version 3"
             }
-            _ => None,
+            text if text.contains("CaUsedAsEndEntity") => {
+                "its certificate is an authority's (CA:TRUE) and not a server's: the server needs one that it issued"
+            }
+            _ => return None,
         },
-        _ => None,
-    }
+        TlsError::InvalidCertificate(why) => return of_clock(why),
+        _ => return None,
+    };
+    Some(text.to_owned())
 }
 
 /// The TLS error inside: the I/O errors that wrap it do not name it as their source.
 fn of_tls<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e TlsError> {
     error.downcast_ref::<TlsError>().or_else(|| of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?))
+}
+
+/// What is wrong with a certificate that this machine's clock finds too young or too old: either of the two may be.
+fn of_clock(why: &CertificateError) -> Option<String> {
+    let (what, bound, now) = match *why {
+        CertificateError::NotValidYetContext { time, not_before } => ("is not valid before", not_before, time),
+        CertificateError::ExpiredContext { time, not_after } => ("was valid until", not_after, time),
+        _ => return None,
+    };
+    let day = |time: UnixTime| Timestamp::from_second(i64::try_from(time.as_secs()).ok()?).ok();
+    let (bound, now) = (day(bound)?, day(now)?);
+    Some(format!("its certificate {what} {bound}, and the clock of this machine says {now}; is the clock right?"))
+}
+
+/// How far the clock that wrote `Date` is ahead of this machine's.
+fn ahead(headers: &HeaderMap) -> Option<SignedDuration> {
+    let theirs = rfc2822::parse(headers.get(DATE)?.to_str().ok()?).ok()?.timestamp();
+    let ours = SignedDuration::try_from(clock::wall().since_unix()).ok()?;
+    Some(theirs.as_duration() - ours)
+}
+
+/// A time in the largest unit of which it holds two.
+fn roughly(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    match minutes / 60 {
+        0..2 => format!("{minutes} minutes"),
+        hours @ 2..48 => format!("{hours} hours"),
+        hours => format!("{} days", hours / 24),
+    }
 }
 
 /// A status of 400 or more, with what the server said.
@@ -145,6 +180,8 @@ pub struct Refusal {
     pub detail: String,
     /// Complaints about single fields.
     pub validations: Vec<Validation>,
+    /// How far the server's clock is ahead of this machine's, if it said and they do not agree.
+    pub ahead: Option<SignedDuration>,
 }
 
 /// One field that the server did not like.
@@ -166,6 +203,11 @@ impl std::fmt::Display for Refusal {
         }
         for v in &self.validations {
             write!(f, "; {}: {}", v.field, v.detail)?;
+        }
+        // What a login is worth depends on the time.
+        if let (401, Some(ahead)) = (self.status, self.ahead) {
+            let way = if ahead.is_negative() { "behind" } else { "ahead of" };
+            write!(f, "; its clock is {} {way} this machine's", roughly(ahead.unsigned_abs()))?;
         }
         Ok(())
     }
@@ -189,7 +231,8 @@ impl Refusal {
                 (message.unwrap_or(fallback), String::new(), Vec::new())
             }
         };
-        Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations }
+        let ahead = ahead(headers).filter(|ahead| ahead.abs() >= CLOCKS_DIFFER);
+        Self { host: host_of(url), request, status: status.as_u16(), message, detail, validations, ahead }
     }
 }
 
@@ -226,6 +269,7 @@ pub(super) fn host_of(url: &Url) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reqwest::{StatusCode, header::HeaderValue};
     use rustls::{
         pki_types::{CertificateDer, pem::PemObject as _},
         server::ParsedCertificate,
@@ -249,5 +293,25 @@ ZVowCgYIKoZIzj0EAwIDSAAwRQIhANqdvRPrKmcEiET2DP5jXvU03k21YewvHSaL\n\
         let error = ParsedCertificate::try_from(&certificate).err().unwrap();
         assert!(explained(&error).is_some_and(|said| said.contains("X.509 version 1")), "{error:?}");
         assert_eq!(explained(&TlsError::DecryptError), None);
+    }
+
+    fn refused(status: StatusCode, ahead: i64) -> String {
+        let now = i64::try_from(clock::wall().since_unix().as_secs()).unwrap();
+        let date = rfc2822::to_string(&Timestamp::from_second(now + ahead).unwrap().to_zoned(jiff::tz::TimeZone::UTC)).unwrap();
+        let headers = [(DATE, HeaderValue::try_from(date).unwrap())].into_iter().collect();
+        let url = Url::parse("http://h").unwrap();
+        Refusal::parse(&url, "GET /".to_owned(), status, &headers, br#"{"message":"No."}"#).to_string()
+    }
+
+    #[test]
+    fn a_login_refused_by_another_clock_names_the_clocks() {
+        let said = |ahead| refused(StatusCode::UNAUTHORIZED, ahead);
+        assert_eq!(said(0), "h refused with status 401: No");
+        assert_eq!(said(290), said(0));
+        assert_eq!(said(-290), said(0));
+        assert!(said(610).ends_with("; its clock is 10 minutes ahead of this machine's"), "{}", said(610));
+        assert!(said(-3 * 3_600 - 30).ends_with("; its clock is 3 hours behind this machine's"), "{}", said(-10_830));
+        assert!(said(90 * 86_400).contains(" 90 days ") || said(90 * 86_400).contains(" 89 days "));
+        assert_eq!(refused(StatusCode::FORBIDDEN, 90 * 86_400), "h refused with status 403: No");
     }
 }

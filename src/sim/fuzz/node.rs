@@ -1,6 +1,7 @@
 //! Whole networks: what happens is read from bytes, what must hold is checked after every step.
 
 use crate::{
+    base::Instant,
     proto::node::Role,
     sim::{Condition, Conditions, EMBEDDED, HostConfig, HostIx, NatKind, StreamIx, World},
 };
@@ -8,10 +9,14 @@ use std::time::Duration;
 
 /// Steps of one run; the virtual time of each is bounded too.
 const STEPS: usize = 40;
+/// How long one may be silent whose control connection was closed: longer, and it is taken for killed (`proto::node::lost`).
+const SILENT: Duration = Duration::from_secs(30);
+/// Within this time after its control connection broke a host that is awake is known to the coordinator again.
+const BACK: Duration = Duration::from_secs(5);
 
 /// A client and an agent with one stream, through whatever the bytes do to their network. Every byte read is the right
 /// one, time never stands still, and once the network is whole again the stream delivers all that was written, unless a
-/// process of it ended or slept for so long that it may be given up.
+/// process of it ended, or fell asleep at the moment when its control connection was closed, as if it had been killed.
 ///
 /// The first byte picks NATs and links, each further pair of bytes is one step.
 ///
@@ -34,6 +39,8 @@ struct Run {
     agent: HostIx,
     stream: StreamIx,
     accepted: StreamIx,
+    /// When a control connection was closed for the last time.
+    closed: Instant,
     /// Whether the stream may have ended.
     may_end: bool,
 }
@@ -59,7 +66,7 @@ impl Run {
         let open = world.run_until(Duration::from_secs(30), |w| w.opened_at(client, stream).is_some());
         let accepted = world.accepted(agent).first().copied();
         let Some(accepted) = accepted.filter(|_| open) else { panic!("no connection: {}", world.place()) };
-        Self { world, client, agent, stream, accepted, may_end: false }
+        Self { closed: Instant::ZERO, world, client, agent, stream, accepted, may_end: false }
     }
 
     fn step(&mut self, what: u8, how: u8) {
@@ -74,10 +81,18 @@ impl Run {
             8 => world.set_udp_blocked(host, how & 2 == 0),
             9 => world.reset_nat(host),
             10 => world.restart_relay(EMBEDDED),
-            11 => world.break_control(host),
-            12 => world.roam(client, Some(NatKind::EASY), Conditions::with_latency(Duration::from_millis(u64::from(how)))),
+            11 => {
+                self.closed = world.now();
+                world.break_control(host);
+            }
+            12 => {
+                self.closed = world.now();
+                world.roam(client, Some(NatKind::EASY), Conditions::with_latency(Duration::from_millis(u64::from(how))));
+            }
             13 => {
                 // Shorter than the minute after which a flow gives a silent peer up, and then awake for a while.
+                let known = world.is_controlled(host) && world.now() - self.closed >= BACK;
+                self.may_end |= !known && long * 4 >= SILENT;
                 world.sleep(host, long * 4);
                 world.run_for(Duration::from_secs(15));
             }

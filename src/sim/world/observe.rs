@@ -93,6 +93,12 @@ impl World {
         [(a, b), (b, a)].into_iter().all(|(x, y)| self.path(x, y).state == PathState::Direct)
     }
 
+    /// Whether a host's control connection stands, as far as the host knows.
+    #[must_use]
+    pub fn is_controlled(&self, host: HostIx) -> bool {
+        self.host(host).is_controlled()
+    }
+
     /// Every change of a path that a host saw.
     #[must_use]
     pub fn path_changes(&self, host: HostIx) -> &[(Instant, PathInfo)] {
