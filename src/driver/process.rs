@@ -129,7 +129,7 @@ impl EndSignals {
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
-    pub fn open_for_service() -> std::io::Result<Self> {
+    pub fn open_for_service() -> io::Result<Self> {
         let outlives_hang_up = outlives_hang_up();
         Ok(Self { outlives_hang_up, ..Self::open()? })
     }

@@ -23,7 +23,7 @@ use crate::{
     wire::derp::RelayMap,
 };
 use axum::http::HeaderValue;
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 use uuid::Uuid;

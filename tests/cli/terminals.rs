@@ -144,6 +144,11 @@ fn a_machine_without_a_free_terminal_says_so_and_goes_on() {
     let another = || text(&run(server.coder(&["exp", "rpty", "dev", "echo another"]), b"").stdout);
     let told = another();
     assert!(told.contains("this machine has no terminal left"), "{told}");
+    let mut shell = Terminal::start(server.coder(&["ssh", "dev"]));
+    shell.wait_for("this machine has no terminal left");
+    assert!(!shell.wait(LIMIT).success() && shell.is_restored());
+    // Whoever wants none has his session.
+    assert_eq!(text(&run(server.coder(&["ssh", "dev", "--", "echo without"]), b"").stdout), "without\n");
     first.close_stdin();
     assert!(first.wait(LIMIT).success());
     // The system gives a terminal back when the last process has let go of it.

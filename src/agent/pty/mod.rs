@@ -102,7 +102,7 @@ enum OpenError {
 }
 
 /// What to do where the machine itself has no terminal left.
-fn exhausted(error: &io::Error) -> &'static str {
+pub(in crate::agent) fn exhausted(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::NOSPC | rustix::io::Errno::AGAIN) => {
             "; this machine has no terminal left: end some, or raise the limit (on Linux kernel.pty.max)"

@@ -10,6 +10,7 @@ use super::{
     stats::ActiveSession,
     terminal::{Request, Size},
 };
+use crate::agent::pty::exhausted;
 use crate::driver::process::Group;
 use bytes::{Bytes, BytesMut};
 use russh::{
@@ -303,7 +304,8 @@ impl Session {
                 shared.tasks.spawn(serve.run());
             }
             Err(error) => {
-                let text = format!("cannot start {}: {error}\r\n", shared.account.shell.display());
+                let hint = self.terminal.as_ref().map_or("", |_| exhausted(&error));
+                let text = format!("cannot start {}: {error}{hint}\r\n", shared.account.shell.display());
                 shared.tasks.spawn(async move {
                     let mut active = active;
                     active.ended(NOT_STARTED.cast_signed(), "the command could not be started");
