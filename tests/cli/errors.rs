@@ -5,6 +5,7 @@ use crate::{
     harness::{
         DeadPort, Server, clean, coder,
         coder::server_command,
+        free_port,
         process::{Process, run_within, text},
     },
 };
@@ -133,9 +134,14 @@ fn a_server_that_never_answers_is_told() {
 fn a_server_for_browsers_alone_is_told() {
     let server = Server::start(&["--browser-only"]);
     let _agent = server.workspace("dev");
-    for arguments in &USES[..5] {
-        names(&error(server.coder(arguments), SOON), &["409", "Non-browser connections are disabled"]);
+    let why = ["409", "Non-browser connections are disabled"];
+    for arguments in &USES[..4] {
+        names(&error(server.coder(arguments), SOON), &why);
     }
+    // It listens before it has a tunnel, and says so.
+    let out = run_within(server.coder(&["port-forward", "dev", "-p", &format!("{}:1", free_port())]), b"", SOON);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+    names(text(&out.stderr).lines().last().unwrap(), &why);
     // What a browser has goes through the server.
     let out = run_within(server.coder(&["exp", "rpty", "dev", "echo $((40 + 2))"]), b"", SOON);
     assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "42\r\n".into()), "{}", text(&out.stderr));

@@ -21,9 +21,9 @@ const MEGABYTE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Held {
     memory: u64,
-    descriptors: usize,
-    threads: usize,
-    children: usize,
+    descriptors: u64,
+    threads: u64,
+    children: u64,
 }
 
 impl Held {
@@ -31,24 +31,24 @@ impl Held {
         let number = pid.as_raw_nonzero();
         Self {
             memory: Memory::of(number.get().cast_unsigned()).expect("it runs").resident,
-            descriptors: descriptors(pid),
-            threads: fs::read_dir(format!("/proc/{number}/task")).map_or(0, Iterator::count),
-            children: children(pid).len(),
+            descriptors: descriptors(pid) as u64,
+            threads: fs::read_dir(format!("/proc/{number}/task")).map_or(0, Iterator::count) as u64,
+            children: children(pid).len() as u64,
         }
     }
 
     /// All but the memory, which breathes.
-    fn countable(self) -> [(&'static str, usize); 3] {
+    fn countable(self) -> [(&'static str, u64); 3] {
         [("descriptors", self.descriptors), ("threads", self.threads), ("children", self.children)]
     }
 
     /// Each figure as `choose` chooses it of two.
-    fn chosen(self, other: Self, choose: (fn(u64, u64) -> u64, fn(usize, usize) -> usize)) -> Self {
+    fn chosen(self, other: Self, choose: fn(u64, u64) -> u64) -> Self {
         Self {
-            memory: choose.0(self.memory, other.memory),
-            descriptors: choose.1(self.descriptors, other.descriptors),
-            threads: choose.1(self.threads, other.threads),
-            children: choose.1(self.children, other.children),
+            memory: choose(self.memory, other.memory),
+            descriptors: choose(self.descriptors, other.descriptors),
+            threads: choose(self.threads, other.threads),
+            children: choose(self.children, other.children),
         }
     }
 
@@ -107,7 +107,7 @@ impl Watch {
     fn sample(&mut self) {
         for process in &mut self.processes {
             process.now = Held::by(process.pid);
-            process.max = process.max.chosen(process.now, (u64::max, usize::max));
+            process.max = process.max.chosen(process.now, u64::max);
         }
         self.files.1 = files(&self.temporary);
     }
@@ -133,7 +133,7 @@ impl Watch {
         let files = self.files.1;
         self.sample();
         for (process, before) in self.processes.iter_mut().zip(before) {
-            process.now = process.now.chosen(before, (u64::min, usize::min));
+            process.now = process.now.chosen(before, u64::min);
         }
         self.files.1 = self.files.1.min(files);
     }
