@@ -23,7 +23,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// Starts logging to standard error: `level` and above for our own parts, warnings for the libraries.
+/// Starts logging to standard error: `level` and above of our own parts.
 pub(super) fn start(level: LevelFilter) {
     begin(ours(level), std::io::stderr);
 }
@@ -71,9 +71,9 @@ where
     tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Line)
 }
 
-/// `level` and above of our own parts, and of the libraries warnings at most.
+/// `level` and above of our own parts. What a library finds reaches people as an error, in words that help.
 fn ours(level: LevelFilter) -> Targets {
-    Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("tailnet", level)
+    Targets::new().with_target("tailnet", level)
 }
 
 /// The level of `-v`.

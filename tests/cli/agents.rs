@@ -211,8 +211,9 @@ fn two_agents_with_one_token_say_so_once_take_turns_slowly_and_the_one_that_is_l
     });
     let out = ssh(&server, &[], "echo served");
     assert_eq!(text(&out.stdout), "served\n", "{}", text(&out.stderr));
-    let told = first.drain().iter().filter(|line| line.contains("WARN") && line.contains(TWIN)).count();
-    assert_eq!(told, 1, "{:?}", first.drain());
+    let lines = first.drain();
+    let told = lines.iter().filter(|line| line.contains("[warn]") && line.contains(TWIN)).count();
+    assert_eq!(told, 1, "{lines:?}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Lab {
         let folder = |name: &str| folders.path().join(name);
         fs::create_dir(folder("tmp")).unwrap();
         fs::create_dir(folder("keys")).unwrap();
-        let server = Server::start(&[]);
+        let server = Server::start(&["--dangerous-disable-rate-limits"]);
         let mut agent = server.agent_command(None, &server.create("dev"));
         agent.env("TMPDIR", folder("tmp"));
         let mut agent = Process::start("the agent", agent);
