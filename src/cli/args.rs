@@ -16,7 +16,9 @@ use super::{
     show,
     speedtest::Speedtest,
     ssh::{KeyAgentArgs, RemoteForwardArgs},
-    stat, tokens, whoami,
+    stat,
+    support::Support,
+    tokens, whoami,
 };
 use crate::driver::http::Token;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ContextKind, error::ErrorKind};
@@ -204,6 +206,8 @@ pub(super) enum Command {
     Speedtest(Speedtest),
     /// Look at the network between here and the relays
     Netcheck,
+    /// Collect what helps to find a fault
+    Support(Support),
     /// Show how busy this machine is
     Stat(stat::Stat),
     /// Try what may change or go

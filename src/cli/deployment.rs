@@ -1,6 +1,6 @@
 //! The server that a command talks to: its URL, the login, extra headers.
 
-use super::{Signalled, args::Global, config::ConfigDir};
+use super::{args::Global, config::ConfigDir, interrupt::Signalled};
 use crate::{
     client::Client,
     driver::{

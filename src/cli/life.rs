@@ -4,6 +4,7 @@
 use super::{
     args::{Global, go_bool},
     deployment::{Deployment, explain},
+    interrupt::OwnSignals,
     output,
     ready::find,
     target::{HostNames, Target},
@@ -11,13 +12,7 @@ use super::{
 use crate::{
     base::Instant,
     client::{Build, BuildLine, Client, Transition, Workspace},
-    driver::{
-        clock,
-        http::HttpError,
-        process::{EndSignal, EndSignals},
-        terminal::Terminals,
-        websocket::Message,
-    },
+    driver::{clock, http::HttpError, process::EndSignal, terminal::Terminals, websocket::Message},
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, builder::PossibleValuesParser};
@@ -89,7 +84,7 @@ pub(super) struct Change {
 }
 
 #[derive(Debug, Args)]
-struct Yes {
+pub(super) struct Yes {
     /// Ask nothing
     #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", value_parser = go_bool, hide_default_value = true)]
@@ -204,7 +199,7 @@ fn is_running(workspace: &Workspace) -> bool {
 }
 
 /// Asks whoever sits at the terminal.
-async fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
+pub(super) async fn confirm(yes: &Yes, question: &str) -> anyhow::Result<()> {
     if yes.yes {
         return Ok(());
     }
@@ -239,7 +234,7 @@ fn refused(workspace: &Workspace, error: HttpError) -> anyhow::Error {
 /// When it does not end well.
 pub(super) async fn finish(client: &Client, workspace: &Workspace, build: &Build, what: &str) -> anyhow::Result<()> {
     let name = &workspace.name;
-    let mut signals = EndSignals::open().context("cannot handle signals")?;
+    let mut signals = OwnSignals::open()?;
     let left = || anyhow!("the build goes on: 'coder logs -f {name}' shows it, 'coder cancel {name}' ends it");
     let mut following = pin!(timeout(BUILD_LIMIT, follow(client, build)));
     let ended = tokio::select! {

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use std::{
     fmt,
     fs::{File, OpenOptions},
+    io,
     path::Path,
     sync::Mutex,
 };
@@ -58,10 +59,19 @@ pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<Log
         begin(ours(level), human);
         return Ok(());
     };
+    begin_beside(level, human, file);
+    Ok(())
+}
+
+/// `level` and above to standard error, and everything of ours to `file`.
+pub(super) fn start_beside(level: LevelFilter, file: File) {
+    begin_beside(level, BoxMakeWriter::new(std::io::stderr), file);
+}
+
+fn begin_beside(level: LevelFilter, human: BoxMakeWriter, file: impl io::Write + Send + 'static) {
     let to_file = lines(BoxMakeWriter::new(Mutex::new(file))).with_filter(ours(LevelFilter::DEBUG));
     // A second subscriber in one process is refused, and the first one goes on.
     let _ = tracing_subscriber::registry().with(lines(human).with_filter(ours(level))).with(to_file).try_init();
-    Ok(())
 }
 
 fn lines<S>(writer: BoxMakeWriter) -> tracing_subscriber::fmt::Layer<S, DefaultFields, Line, BoxMakeWriter>

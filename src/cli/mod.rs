@@ -1,6 +1,7 @@
 //! L7: the command line, one file per command.
 
 mod agent;
+mod agent_api;
 mod args;
 mod coder_connect;
 mod config;
@@ -12,6 +13,7 @@ mod deployment;
 mod escape;
 mod go_time;
 mod ignored;
+mod interrupt;
 mod life;
 mod list;
 mod log_file;
@@ -32,6 +34,7 @@ mod show;
 mod speedtest;
 mod ssh;
 mod stat;
+mod support;
 mod target;
 mod timeline;
 mod tokens;
@@ -39,9 +42,8 @@ mod version;
 mod watch;
 mod whoami;
 
-use crate::driver::process::{EndSignal, EndSignals};
-use anyhow::Context as _;
 use args::{Cli, Command, Global};
+use interrupt::{Signalled, exit_code};
 use std::process::ExitCode;
 
 /// Runs the command line of this process and gives its exit code.
@@ -105,6 +107,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::PortForward(args) => port_forward::run(global, args),
         Command::Speedtest(args) => speedtest::run(global, args),
         Command::Netcheck => netcheck::run(global),
+        Command::Support(args) => support::run(global, args),
         Command::Stat(args) => on_one_thread(stat::run(args)),
         Command::Exp(args) => rpty::run(global, args),
         Command::Agent(args) => agent::run(global, args),
@@ -113,27 +116,14 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
     }
 }
 
-/// A signal ended the command before it had begun.
-#[derive(Debug, thiserror::Error)]
-#[error("a signal came first")]
-struct Signalled(EndSignal);
-
-/// What a shell sees of a command that a signal ended.
-const fn exit_code(signal: EndSignal) -> u8 {
-    128 + signal.number()
-}
-
 /// Runs a command that knows of no signals: they end the process, and with it what it has started.
 fn briefly(global: &Global, command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
     on_one_thread(async {
         if global.header_command.is_none() {
             return command.await;
         }
-        let mut signals = EndSignals::open().context("cannot handle signals")?;
-        tokio::select! {
-            done = command => done,
-            signal = signals.next() => Ok(exit_code(signal)),
-        }
+        // Whatever runs the header command takes the signals over.
+        interrupt::or_signal(command).await
     })
 }
 

@@ -103,7 +103,7 @@ async fn start(client: &Client, workspace: &Workspace) -> anyhow::Result<()> {
 
 fn is_starting(workspace: &Workspace) -> bool {
     let build = &workspace.latest_build;
-    build.transition == Transition::Start && matches!(build.status.as_str(), "pending" | "starting")
+    build.transition == Transition::Start && matches!(build.status.as_str(), "pending" | "starting" | "canceling")
 }
 
 /// Waits for the end of a start that was asked for.
@@ -113,10 +113,8 @@ async fn started(client: &Client, target: &Target) -> anyhow::Result<Workspace> 
         let workspace = find(client, target).await?;
         let build = &workspace.latest_build;
         if build.transition == Transition::Start && !is_starting(&workspace) {
-            if build.status != "running" {
-                let (name, error) = (&workspace.name, &build.job.error);
-                let why = if error.is_empty() { String::new() } else { format!(": {error}") };
-                bail!("the start of workspace {name:?} ended as {}{why}; 'coder logs {name}' shows its log", build.status);
+            if let Some(failed) = failed_start(&workspace) {
+                bail!("the {failed}");
             }
             return Ok(workspace);
         }
@@ -131,13 +129,24 @@ async fn started(client: &Client, target: &Target) -> anyhow::Result<Workspace> 
     }
 }
 
+/// How the newest build ended, if it was a start that did not end well.
+fn failed_start(workspace: &Workspace) -> Option<String> {
+    let build = &workspace.latest_build;
+    if build.transition != Transition::Start || is_starting(workspace) || build.status == "running" {
+        return None;
+    }
+    let (name, error) = (&workspace.name, &build.job.error);
+    let why = if error.is_empty() { String::new() } else { format!(": {error}") };
+    Some(format!("start of workspace {name:?} ended as {}{why}; 'coder logs {name}' shows its log", build.status))
+}
+
 /// Longer and longer, so that a server is not asked ten thousand times for what takes its time.
 fn pause(since: Instant) -> Duration {
     ((clock::now() - since) / 30).clamp(FIRST_PAUSE, LAST_PAUSE)
 }
 
 /// The agent of that name, or the only one.
-fn pick_agent<'a>(workspace: &'a Workspace, name: Option<&str>) -> anyhow::Result<&'a Agent> {
+pub(super) fn pick_agent<'a>(workspace: &'a Workspace, name: Option<&str>) -> anyhow::Result<&'a Agent> {
     if workspace.latest_build.transition != Transition::Start || workspace.latest_build.status == "stopped" {
         bail!("workspace {:?} is {}: it must be started first", workspace.name, workspace.latest_build.status);
     }
@@ -158,6 +167,7 @@ fn pick_agent<'a>(workspace: &'a Workspace, name: Option<&str>) -> anyhow::Resul
 async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent, limit: Duration) -> anyhow::Result<Agent> {
     let since = clock::now();
     let name = &workspace.name;
+    let failed = failed_start(workspace);
     let mut told = false;
     loop {
         if agent.status == AgentStatus::Connected {
@@ -170,8 +180,9 @@ async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent
         }
         if clock::now() - since >= limit {
             let limit = limit.as_secs();
-            match agent.status {
-                AgentStatus::Disconnected => bail!(
+            match (&failed, agent.status) {
+                (Some(failed), _) => bail!("the {failed}. Its agent did not connect to the server within {limit} s"),
+                (None, AgentStatus::Disconnected) => bail!(
                     "the agent of workspace {name:?} lost its connection to the server and did not come back within {limit} s: \
                      start it again"
                 ),
@@ -183,6 +194,9 @@ async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent
         }
         if !told {
             told = true;
+            if let Some(failed) = &failed {
+                output::note(&format!("The {failed}."));
+            }
             output::note(&format!("Waiting for the agent of workspace {name} to connect …"));
         }
         tokio::time::sleep(pause(since)).await;
@@ -280,6 +294,21 @@ mod tests {
             let got = [Wait::Yes, Wait::No, Wait::Auto].map(|wait| is_waited_for(&agent(blocks), wait));
             assert_eq!(got, [yes, no, auto], "{blocks:?}");
         }
+    }
+
+    #[test]
+    fn a_start_that_ended_badly_is_named_with_its_reason_and_the_way_to_its_log() {
+        let mut dev = workspace(&["main"]);
+        for good in ["running", "pending", "starting", "canceling"] {
+            good.clone_into(&mut dev.latest_build.status);
+            assert_eq!(failed_start(&dev), None, "{good}");
+        }
+        "failed".clone_into(&mut dev.latest_build.status);
+        "no quota".clone_into(&mut dev.latest_build.job.error);
+        let told = "start of workspace \"dev\" ended as failed: no quota; 'coder logs dev' shows its log";
+        assert_eq!(failed_start(&dev).unwrap(), told);
+        dev.latest_build.transition = Transition::Stop;
+        assert_eq!(failed_start(&dev), None);
     }
 
     #[test]

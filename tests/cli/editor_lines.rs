@@ -6,6 +6,7 @@ use crate::{
         clean, coder, have,
         process::{LIMIT, Process, run, text, until},
     },
+    support,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -150,6 +151,8 @@ fn what_vs_code_runs_works_as_written_and_its_files_appear() {
     ping.signal(Signal::INT);
     ping.wait_for("admin/dev");
     assert_eq!(ping.wait(LIMIT).code(), Some(0));
+    editor.said("--global-config <DIR> support bundle admin/dev --output-file <DIR>/bundle.zip --yes");
+    assert!(support::entries(&editor.path("config/bundle.zip")).contains_key("agent/manifest.json"));
     assert!(editor.said("--global-config <DIR> logout --url <URL> --yes").contains("no longer logged in"));
     assert!(!editor.path("config/session").exists());
 }

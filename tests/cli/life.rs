@@ -99,6 +99,11 @@ fn a_failed_start_fails_create_and_its_log_can_be_read_afterwards() {
     assert!(!first.contains("no machine"), "{first}");
     let out = coder(&server, &["logs", "-n", "99", "dev"]);
     assert!(out.status.code() == Some(1) && text(&out.stderr).contains("no build 99"), "{}", text(&out.stderr));
+    // Whoever connects all the same knows at once why that may be in vain.
+    let mut ssh = Process::start("coder ssh", server.coder(&["ssh", "dev"]));
+    ssh.wait_for("The start of workspace \"dev\" ended as failed: the command failed: exit status: 7; 'coder logs dev'");
+    ssh.signal(Signal::TERM);
+    ssh.wait(LIMIT);
 }
 
 #[test]
@@ -110,6 +115,12 @@ fn a_build_that_hangs_is_canceled_by_ctrl_c_or_by_command_and_its_workspace_dele
     stop.wait_for("begun");
     let out = coder(&server, &["delete", "--yes", "dev"]);
     assert!(out.status.code() == Some(1) && text(&out.stderr).contains("'coder cancel dev' ends it"), "{}", text(&out.stderr));
+    stop.signal(Signal::INT);
+    stop.wait_for("error: workspace \"dev\" was not stopped: the build was canceled");
+    assert_eq!(stop.wait(LIMIT).code(), Some(1));
+    // Also where signals are heard already, for a header command.
+    let mut stop = Process::start("coder stop", server.coder(&["--header-command", "true", "stop", "--yes", "dev"]));
+    stop.wait_for("begun");
     stop.signal(Signal::INT);
     stop.wait_for("error: workspace \"dev\" was not stopped: the build was canceled");
     assert_eq!(stop.wait(LIMIT).code(), Some(1));

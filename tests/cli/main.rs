@@ -32,6 +32,7 @@ mod sessions;
 mod shapes;
 mod signals;
 mod speedtest;
+mod support;
 mod terminals;
 mod users;
 

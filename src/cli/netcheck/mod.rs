@@ -9,6 +9,7 @@ mod judge;
 use super::{
     args::Global,
     deployment::{Deployment, explain},
+    interrupt::exit_code,
     logs, output,
 };
 use crate::{
@@ -40,7 +41,7 @@ pub(super) fn run(global: &Global) -> anyhow::Result<u8> {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let document = tokio::select! {
             document = check(&deployment) => document?,
-            signal = signals.next() => return Ok(super::exit_code(signal)),
+            signal = signals.next() => return Ok(exit_code(signal)),
         };
         output::line(&serde_json::to_string_pretty(&document)?)?;
         Ok(0)
@@ -59,7 +60,7 @@ pub(super) struct Node {
 }
 
 /// Looks at everything there is to look at.
-async fn check(deployment: &Deployment) -> anyhow::Result<Document> {
+pub(super) async fn check(deployment: &Deployment) -> anyhow::Result<Document> {
     let connection = timeout(MAP_LIMIT, deployment.client.connection()).await;
     let connection = connection.with_context(|| format!("{} did not answer within {} s", deployment.url, MAP_LIMIT.as_secs()))?;
     let connection = connection.map_err(explain)?;

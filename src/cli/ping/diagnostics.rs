@@ -1,24 +1,18 @@
 //! What `coder ping` tells before the first answer: how far the connection is, and what may keep it from being direct.
 
 use crate::{
-    cli::{args::Global, connect::Tunnel, go_time::go_text, output},
+    cli::{agent_api, args::Global, connect::Tunnel, go_time::go_text, output},
     driver::interfaces,
     net::{ControlStatus, PathState, Report},
 };
 use serde::Deserialize;
-use std::{net::SocketAddrV6, time::Duration};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    time::timeout,
-};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Where the agent tells of its network.
-const API_PORT: u16 = 4;
 const NETCHECK: &str = "/api/v0/netcheck";
 /// How long our own report, and the agent's, are waited for: the first answer to a ping waits behind them.
 const LIMIT: Duration = Duration::from_secs(3);
-/// Largest report of an agent.
-const MAX_REPORT: u64 = 256 << 10;
 /// A session that is older has not been renewed as it should.
 const OLD_HANDSHAKE: Duration = Duration::from_secs(300);
 /// Smallest interface that takes the packets of a direct path: 1,280 bytes within the tunnel, its heads and the ping that
@@ -58,28 +52,9 @@ async fn own_report(tunnel: &Tunnel) -> Option<std::sync::Arc<Report>> {
 
 /// The agent's view; none from an agent that tells nothing.
 async fn agent_report(tunnel: &Tunnel) -> Option<AgentReport> {
-    let asked = timeout(LIMIT, ask_agent(tunnel)).await;
-    let answer = asked.map_err(anyhow::Error::from).and_then(|answer| answer);
+    let answer = agent_api::get(tunnel, NETCHECK, LIMIT).await;
     let report = answer.and_then(|body| Ok(serde_json::from_slice(&body)?));
     report.inspect_err(|error| tracing::debug!(%error, "the agent tells nothing of its network")).ok()
-}
-
-/// The body of the agent's answer. HTTP/1.0 has no chunks and ends with its answer.
-async fn ask_agent(tunnel: &Tunnel) -> anyhow::Result<Vec<u8>> {
-    let to = SocketAddrV6::new(tunnel.address, API_PORT, 0, 0);
-    let mut stream = tunnel.tailnet.dial_tcp_within(to, LIMIT).await?;
-    stream.write_all(format!("GET {NETCHECK} HTTP/1.0\r\nHost: agent\r\n\r\n").as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(MAX_REPORT).read_to_end(&mut answer).await?;
-    body(&answer).ok_or_else(|| anyhow::anyhow!("no answer to GET {NETCHECK}"))
-}
-
-/// What stands behind the head of an answer that is none of an error.
-fn body(answer: &[u8]) -> Option<Vec<u8>> {
-    const END: &[u8] = b"\r\n\r\n";
-    let status = answer.split(|b| *b == b' ').nth(1)?;
-    let at = answer.windows(END.len()).position(|window| window == END)?;
-    (status == b"200").then(|| answer.get(at + END.len()..).map(<[u8]>::to_vec))?
 }
 
 /// The part of an agent's report that is used.
@@ -342,14 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn an_agents_report_is_read_and_an_error_is_none() {
+    fn an_agents_report_is_read() {
         let vector: serde_json::Value =
             serde_json::from_str(include_str!("../../../tests/vectors/http/agent_netcheck.json")).unwrap();
-        let answer = format!("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}", vector["body"]);
-        let report: AgentReport = serde_json::from_slice(&body(answer.as_bytes()).unwrap()).unwrap();
+        let report: AgentReport = serde_json::from_value(vector["body"].clone()).unwrap();
         assert_eq!(report.mtus(), [("eth0".to_owned(), 1400), ("lo".to_owned(), 65_536)]);
         assert_eq!(Network::from(report.net_info.unwrap()), Network { udp: false, mapping_varies: None });
-        assert_eq!(body(b"HTTP/1.0 404 Not Found\r\n\r\n404 page not found"), None);
-        assert_eq!(body(b"HTTP/1.0 200 OK\r\n"), None);
     }
 }

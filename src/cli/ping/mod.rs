@@ -8,8 +8,8 @@ use super::{
     args::{Global, Listing},
     connect::{Tunnel, Wishes},
     deployment::Deployment,
-    exit_code,
     go_time::rounded,
+    interrupt::exit_code,
     logs, output,
     target::{HostNames, Target},
 };

@@ -13,6 +13,7 @@ use super::{
     args::{Global, Wait, go_bool},
     connect::{Tunnel, Usage, Wishes},
     deployment::Deployment,
+    interrupt::exit_code,
     logs, output,
     ready::Readiness,
     target::{HostNames, Target},
@@ -71,7 +72,7 @@ pub(super) fn run(global: &Global, args: &PortForward) -> anyhow::Result<u8> {
         let mut signals = EndSignals::open().context("cannot handle signals")?;
         let tunnel = tokio::select! {
             tunnel = Tunnel::open(&deployment, &target, wishes(!args.disable_autostart)) => tunnel?,
-            signal = signals.next() => return Ok(super::exit_code(signal)),
+            signal = signals.next() => return Ok(exit_code(signal)),
         };
         let way = Arc::new(Way::new(tunnel));
         let (ready, is_ready) = watch::channel(false);

@@ -8,7 +8,9 @@ use super::{
     args::{Global, Listing},
     connect::{SPEEDTEST_PORT, Tunnel, Wishes},
     deployment::Deployment,
-    go_time, logs, output, ping,
+    go_time,
+    interrupt::exit_code,
+    logs, output, ping,
     target::{HostNames, Target},
 };
 use crate::{
@@ -62,7 +64,7 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
         let wishes = Wishes { direct: !global.disable_direct_connections, capture, ..Wishes::default() };
         let tunnel = tokio::select! {
             tunnel = Tunnel::open(&deployment, &target, wishes) => tunnel?,
-            signal = signals.next() => return Ok(super::exit_code(signal)),
+            signal = signals.next() => return Ok(exit_code(signal)),
         };
         let outcome = tokio::select! {
             figures = measure(&tunnel, args) => figures.map(Ok),
@@ -77,7 +79,7 @@ pub(super) fn run(global: &Global, args: &Speedtest) -> anyhow::Result<u8> {
                 print(&figures, args)?;
                 Ok(0)
             }
-            Err(signal) => Ok(super::exit_code(signal)),
+            Err(signal) => Ok(exit_code(signal)),
         }
     })
 }

@@ -12,7 +12,8 @@ use super::{
     args::{Global, Ssh, Wait},
     connect::{SSH_PORT, Tunnel, Usage, Wishes},
     deployment::Deployment,
-    exit_code, logs, output,
+    interrupt::exit_code,
+    logs, output,
     ready::Readiness,
     target::{HostNames, Target},
 };
