@@ -41,7 +41,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Where commands start and relative paths begin: the root where even the home is no folder.
+    /// Where commands start and relative paths begin: the root where even the home is no folder. Blocks for as long as the
+    /// file system does.
     pub(crate) fn folder<'a>(&'a self, account: &'a Account) -> &'a Path {
         [&self.directory, &account.home].into_iter().find(|d| d.is_dir()).map_or(Path::new("/"), |d| d)
     }

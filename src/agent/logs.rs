@@ -2,7 +2,7 @@
 
 use super::calls::{AskError, Calls, ask, timestamp};
 use crate::{
-    driver::clock,
+    driver::{blocking, clock},
     proto::coord::CallError,
     wire::coord::agent::{BATCH_CREATE_LOGS, BatchCreateLogsRequest, BatchCreateLogsResponse, Log, LogLevel},
 };
@@ -30,6 +30,9 @@ const OVERHEAD: usize = 21;
 const FLUSH: Duration = Duration::from_secs(1);
 /// A longer line is cut into several.
 const LINE: usize = 64 << 10;
+
+/// A file that keeps the output of a script.
+pub(crate) type LogFile = Arc<Mutex<File>>;
 
 /// The lines that the server has not taken yet. They outlive connections. Clones are one.
 #[derive(Debug, Clone)]
@@ -77,7 +80,7 @@ impl Logs {
     }
 
     /// Adds the lines of an output until its end, and copies all of it to `file`.
-    pub(crate) async fn copy(&self, source: Uuid, level: LogLevel, mut from: impl AsyncRead + Unpin, file: Option<&Mutex<File>>) {
+    pub(crate) async fn copy(&self, source: Uuid, level: LogLevel, mut from: impl AsyncRead + Unpin, file: Option<&LogFile>) {
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(8 << 10);
@@ -85,8 +88,9 @@ impl Logs {
             // A pipe that fails has ended.
             let read = from.read_buf(&mut buffer).await.unwrap_or(0);
             if let (Some(file), Some(new)) = (file, buffer.get(before..)) {
-                // A full disk must not stop the script.
-                let _ = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(new);
+                let (file, new) = (Arc::clone(file), new.to_vec());
+                // A full disk must not stop the script, and one that hangs stops nobody else.
+                let _ = blocking::run(move || file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&new)).await;
             }
             while let Some(end) = buffer.iter().take(LINE).position(|b| *b == b'\n').or((buffer.len() >= LINE).then_some(LINE)) {
                 let mut line = buffer.split_to(end);

@@ -11,7 +11,7 @@ use crate::{
     wire::coord::agent::{BATCH_UPDATE_METADATA, BatchUpdateMetadataRequest, Metadata, MetadataDescription, MetadataResult},
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use std::{collections::BTreeMap, convert::Infallible, fmt, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long facts wait for each other.
@@ -59,7 +59,7 @@ pub(crate) async fn report(
     server: &impl Calls,
     facts: &[Fact],
     scripts: &Scripts,
-    profile: &Profile,
+    profile: &Arc<Profile>,
 ) -> Result<Infallible, AskError> {
     let mut running = FuturesUnordered::new();
     for fact in facts {
@@ -93,7 +93,12 @@ pub(crate) async fn report(
     }
 }
 
-async fn find_out<'a>(fact: &'a Fact, at: Instant, scripts: &Scripts, profile: &Profile) -> (&'a Fact, Instant, MetadataResult) {
+async fn find_out<'a>(
+    fact: &'a Fact,
+    at: Instant,
+    scripts: &Scripts,
+    profile: &Arc<Profile>,
+) -> (&'a Fact, Instant, MetadataResult) {
     sleep_until(at).await;
     let (begun, collected_at) = (Instant::now(), Some(timestamp(clock::wall())));
     let (value, error) = match scripts.output(&fact.script, fact.limit, MAX_VALUE, profile).await {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     base::{DiscoSecret, NodeSecret},
     driver::{
-        clock,
+        blocking, clock,
         control::{Control, ControlRole, ControlStatus},
         http::{Http, HttpError, HttpOptions, Token},
     },
@@ -57,6 +57,8 @@ const STOP_SCRIPTS_LIMIT: Duration = Duration::from_secs(120);
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 /// The agent's own log in the folder of logs, for whoever keeps one.
 pub const LOG_FILE: &str = "coder-agent.log";
+/// What the folders of scripts, and the files of secrets, may hold a round up.
+const FILES_LIMIT: Duration = Duration::from_secs(5);
 /// How often the deployment's messages are read again.
 const BANNERS: Duration = Duration::from_secs(120);
 
@@ -392,11 +394,19 @@ impl Agent {
         let around = Surroundings { account: &self.account, process: &self.process, token: &self.token };
         let mut assignment = Assignment::parse(&manifest, around)?;
         if !assignment.scripts.is_empty() {
-            assignment.profile.script_bin = self.folders.trusted_programs().unwrap_or_default();
+            let folders = self.folders.clone();
+            match timeout(FILES_LIMIT, blocking::run(move || folders.trusted_programs())).await {
+                Ok(Ok(programs)) => assignment.profile.script_bin = programs.unwrap_or_default(),
+                Ok(Err(error)) => tracing::error!(%error, "programs of scripts are not on the search path"),
+                Err(_) => tracing::error!("programs of scripts are not on the search path: their file system does not answer"),
+            }
         }
         let (host, port, plain) = self.http.endpoint();
         assignment.relay_map.rewrite_embedded(&host, port, plain);
-        secrets::write(&assignment.secrets);
+        let files = std::mem::take(&mut assignment.secrets);
+        if timeout(FILES_LIMIT, blocking::run(move || secrets::write(&files))).await.is_err() {
+            tracing::warn!("the files of secrets are not written yet: their file system does not answer");
+        }
         let startup = Startup {
             version: crate::VERSION.to_owned(),
             expanded_directory: assignment.profile.directory.to_string_lossy().into_owned(),

@@ -5,16 +5,16 @@ use super::{
     account::Account,
     calls::timestamp,
     environment::{Profile, Sources, expand},
-    logs::Logs,
+    logs::{LogFile, Logs},
     outbox::Outbox,
     ssh::{command_line, own_session},
 };
 use crate::{
     base::WallTime,
     driver::{
-        clock,
+        blocking, clock,
         files::{Keep, make_folder, open_log, own_folder},
-        process::Group,
+        process::{Group, KillOnDrop},
     },
     wire::coord::agent::{self, LogLevel, ScriptCompletedRequest, Timing, TimingStage, TimingStatus},
 };
@@ -23,7 +23,6 @@ use rustix::process::Signal;
 use std::{
     ffi::OsString,
     fmt,
-    fs::File,
     io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -169,7 +168,7 @@ pub(crate) struct Scripts {
 impl Scripts {
     /// Runs the scripts of a stage beside each other until all have ended, each at its time limit at the latest. `stop`
     /// ends those that still run.
-    pub(crate) async fn run(&self, stage: Stage, profile: &Profile, stop: &CancellationToken) -> Outcome {
+    pub(crate) async fn run(&self, stage: Stage, profile: &Arc<Profile>, stop: &CancellationToken) -> Outcome {
         let mut all = Vec::new();
         for script in &self.list {
             let wanted = match stage {
@@ -183,7 +182,7 @@ impl Scripts {
         join_all(all).await.into_iter().max().unwrap_or(Outcome::Done)
     }
 
-    async fn run_one(&self, script: &Script, stage: Stage, profile: &Profile, stop: &CancellationToken) -> Outcome {
+    async fn run_one(&self, script: &Script, stage: Stage, profile: &Arc<Profile>, stop: &CancellationToken) -> Outcome {
         let start = clock::wall();
         tracing::info!(script = script.name, ?stage, "running");
         let ended = match self.execute(script, profile, stop).await {
@@ -212,16 +211,25 @@ impl Scripts {
         self.completed.put(ScriptCompletedRequest { timing: Some(timing) });
     }
 
-    async fn execute(&self, script: &Script, profile: &Profile, stop: &CancellationToken) -> io::Result<Ended> {
+    async fn execute(&self, script: &Script, profile: &Arc<Profile>, stop: &CancellationToken) -> io::Result<Ended> {
         if script.text.trim().is_empty() {
             // The shell would take no command for a login shell.
             return Ok(Ended { status: TimingStatus::Ok, code: 0 });
         }
-        self.folders.ready()?;
-        let data = self.folders.data.join(script.source.to_string());
-        make_folder(&data)?;
-        let file = self.log_file(script);
-        let mut child = self.start(script, profile, &data)?;
+        let limit = async {
+            match script.limit {
+                Some(limit) => sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut limit = std::pin::pin!(limit);
+        let started = tokio::select! {
+            started = self.start(script, profile) => started?,
+            () = &mut limit => return Ok(self.late(script)),
+            () = stop.cancelled() => return Ok(Ended { status: TimingStatus::ExitFailure, code: NO_CODE }),
+        };
+        let (kill, mut child, file) = started;
+        kill.let_go();
         let group = Group::of(&child)?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(io::Error::other("the process has no pipes"));
@@ -234,13 +242,6 @@ impl Scripts {
             );
         };
         let mut output = std::pin::pin!(output);
-        let limit = async {
-            match script.limit {
-                Some(limit) => sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut limit = std::pin::pin!(limit);
         let mut open = true;
         let cut = loop {
             tokio::select! {
@@ -259,10 +260,7 @@ impl Scripts {
         let Some(code) = cut else {
             end(&mut child, group).await;
             let _ = timeout(GRACE, output).await;
-            let after = script.limit.unwrap_or_default();
-            let text = format!("{} was ended: it had not ended by itself within {after:?}, its time limit", script.name);
-            self.logs.line(script.source, LogLevel::Error, text.as_bytes());
-            return Ok(Ended { status: TimingStatus::TimedOut, code: NO_CODE });
+            return Ok(self.late(script));
         };
         if open && timeout(PIPES, output).await.is_err() {
             let text = format!(
@@ -276,13 +274,45 @@ impl Scripts {
         Ok(Ended { status: if code == 0 { TimingStatus::Ok } else { TimingStatus::ExitFailure }, code })
     }
 
-    fn start(&self, script: &Script, profile: &Profile, data: &Path) -> io::Result<Child> {
-        let mut command = self.command(&script.text, profile);
-        command.env("CODER_SCRIPT_DATA_DIR", data).env("CODER_SCRIPT_BIN_DIR", self.folders.programs());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    fn late(&self, script: &Script) -> Ended {
+        let after = script.limit.unwrap_or_default();
+        let text = format!("{} was ended: it had not ended by itself within {after:?}, its time limit", script.name);
+        self.logs.line(script.source, LogLevel::Error, text.as_bytes());
+        Ended { status: TimingStatus::TimedOut, code: NO_CODE }
     }
 
-    /// A command of the workspace, in its folder and with its environment, in a session of its own and without input.
+    /// Starts a script beside the file of its log. A cancelled call kills what it starts.
+    async fn start(&self, script: &Script, profile: &Arc<Profile>) -> io::Result<(KillOnDrop, Child, Option<LogFile>)> {
+        let data = self.folders.data.join(script.source.to_string());
+        let mut command = self.command(&script.text, profile);
+        command.env("CODER_SCRIPT_DATA_DIR", &data).env("CODER_SCRIPT_BIN_DIR", self.folders.programs());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (folders, log) = (self.folders.clone(), self.log_path(script));
+        let launch = self.launch(command, profile);
+        let start = move || {
+            folders.ready()?;
+            make_folder(&data)?;
+            let file = log_file(&log);
+            let (kill, child) = launch()?;
+            Ok((kill, child, file))
+        };
+        blocking::run(start).await?
+    }
+
+    /// What starts a command where commands start. It may block, and what it gives is killed where nobody takes it.
+    fn launch(
+        &self,
+        mut command: Command,
+        profile: &Arc<Profile>,
+    ) -> impl FnOnce() -> io::Result<(KillOnDrop, Child)> + Send + 'static {
+        let (profile, account) = (Arc::clone(profile), self.account.clone());
+        move || {
+            let child = command.current_dir(profile.folder(&account)).spawn()?;
+            Ok((KillOnDrop::new(Group::of(&child)?), child))
+        }
+    }
+
+    /// A command of the workspace with its environment, in a session of its own and without input.
     fn command(&self, text: &str, profile: &Profile) -> Command {
         let sources = Sources {
             profile,
@@ -296,18 +326,24 @@ impl Scripts {
         };
         let (program, arguments) = command_line(&self.account.shell, Some(text.as_bytes()));
         let mut command = Command::new(program);
-        command.args(arguments).env_clear().envs(sources.build()).current_dir(profile.folder(&self.account));
+        command.args(arguments).env_clear().envs(sources.build());
         own_session(command.stdin(Stdio::null()));
         command
     }
 
-    /// What a short command writes, or why there is nothing. It ends with this call and takes along what it started.
-    pub(crate) async fn output(&self, text: &str, limit: Duration, most: u64, profile: &Profile) -> Result<String, String> {
+    /// What a short command writes, or why there is nothing. It ends with this call and takes along what it started. The limit
+    /// begins when it runs: for one that cannot be started yet the caller waits, instead of starting the next beside it.
+    pub(crate) async fn output(
+        &self,
+        text: &str,
+        limit: Duration,
+        most: u64,
+        profile: &Arc<Profile>,
+    ) -> Result<String, String> {
         let mut command = self.command(text, profile);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(|error| format!("cannot be run: {error}"))?;
-        let group = Group::of(&child).map_err(|error| error.to_string())?;
-        let _end = EndOnDrop(group);
+        let started = blocking::run(self.launch(command, profile)).await.and_then(|started| started);
+        let (_kill, mut child) = started.map_err(|error| format!("cannot be run: {error}"))?;
         let Some(mut stdout) = child.stdout.take() else { return Err("has no output".to_owned()) };
         let run = async {
             let mut value = Vec::new();
@@ -327,31 +363,25 @@ impl Scripts {
         }
     }
 
-    /// The file that keeps all of a script's output; without one the script runs all the same.
-    fn log_file(&self, script: &Script) -> Option<Mutex<File>> {
+    fn log_path(&self, script: &Script) -> PathBuf {
         let text = expand(&script.log_path, &self.process);
-        let path = match text.strip_prefix("~/") {
+        match text.strip_prefix("~/") {
             Some(rest) => self.account.home.join(rest),
             None if text.is_empty() => self.folders.logs.join(format!("coder-script-{}.log", script.source)),
             // An absolute path replaces what it is joined to.
             None => self.folders.logs.join(text),
-        };
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        make_folder(folder)
-            .and_then(|()| open_log(&path, Keep::New))
-            .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no log file for a script"))
-            .ok()
-            .map(Mutex::new)
+        }
     }
 }
 
-/// Kills a group when its command is not waited for any more.
-struct EndOnDrop(Group);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        self.0.signal(Signal::KILL);
-    }
+/// The file that keeps all of a script's output; without one the script runs all the same.
+fn log_file(path: &Path) -> Option<LogFile> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    make_folder(folder)
+        .and_then(|()| open_log(path, Keep::New))
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no log file for a script"))
+        .ok()
+        .map(|file| Arc::new(Mutex::new(file)))
 }
 
 /// Ends a script and all that runs in its group: what the shell leaves behind has the rest of the time to end by itself.
@@ -369,193 +399,4 @@ async fn end(child: &mut Child, group: Group) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::calls::fake::Fake, *};
-    use crate::{
-        proto::coord::CallError,
-        wire::coord::agent::{BATCH_CREATE_LOGS, BatchCreateLogsRequest, SCRIPT_COMPLETED},
-    };
-    use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
-    use tempfile::TempDir;
-    use tokio::time::Instant;
-
-    fn script(number: u128, text: &str) -> Script {
-        let id = Uuid::from_u128(number);
-        let (name, text) = (format!("script {number}"), text.to_owned());
-        Script { id: Some(id), source: id, name, log_path: String::new(), text, on_start: true, on_stop: false, limit: None }
-    }
-
-    #[tokio::test]
-    async fn a_short_command_gives_its_output_or_says_why_not() {
-        let world = World::new(Vec::new());
-        let output = async |text: &str, limit| world.scripts.output(text, Duration::from_millis(limit), 10, &world.profile).await;
-        assert_eq!(output("echo $FROM_TEMPLATE; echo no >&2", 60_000).await, Ok("yes".to_owned()));
-        assert_eq!(output("yes | head -c 1000000", 60_000).await.unwrap().len(), 9, "ten bytes without the last line's end");
-        assert!(output("exit 3", 60_000).await.unwrap_err().contains('3'));
-        let mark = world.folder.path().join("mark");
-        let slow = format!("echo $$ > '{}'; sleep 1000", mark.display());
-        assert_eq!(output(&slow, 300).await, Err("did not end within 300ms".to_owned()));
-        let process = Path::new("/proc").join(fs::read_to_string(&mark).unwrap().trim()).join("exe");
-        timeout(Duration::from_secs(20), async {
-            while process.exists() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("it lives");
-    }
-
-    struct World {
-        scripts: Scripts,
-        profile: Profile,
-        folder: TempDir,
-    }
-
-    impl World {
-        fn new(list: Vec<Script>) -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let folders = Folders::new(Some(folder.path()), Some(folder.path()), Path::new("/nowhere"));
-            let variables = BTreeMap::from([("FROM_TEMPLATE".to_owned(), "yes".to_owned())]);
-            let directory = folder.path().to_owned();
-            let profile = Profile { variables, directory, script_bin: folders.programs(), ..Profile::default() };
-            let scripts = Scripts {
-                list,
-                account: Account { shell: "/bin/sh".into(), ..Account::current() },
-                process: std::env::vars_os().collect(),
-                executable: "/opt/coder".into(),
-                folders,
-                logs: Logs::default(),
-                completed: Arc::new(Outbox::new(SCRIPT_COMPLETED)),
-            };
-            Self { scripts, profile, folder }
-        }
-
-        async fn run(&self, stage: Stage) -> Outcome {
-            self.scripts.run(stage, &self.profile, &CancellationToken::new()).await
-        }
-
-        /// The lines and the timings that the server gets.
-        async fn told(&self) -> (Vec<(String, i32)>, Vec<Timing>) {
-            let server = Fake::new(|_, _: &[u8]| Ok::<_, CallError>(Vec::new()));
-            tokio::select! {
-                biased;
-                () = async { tokio::join!(self.scripts.logs.flushed(), self.scripts.completed.sent()); } => {}
-                _ = self.scripts.logs.send(&server) => panic!("no connection failed"),
-                _ = self.scripts.completed.send(&server) => panic!("no connection failed"),
-            }
-            let batches = server.asked::<BatchCreateLogsRequest>(BATCH_CREATE_LOGS);
-            let lines = batches.into_iter().flat_map(|b| b.logs).map(|l| (l.output, l.level)).collect();
-            let timings = server.asked::<ScriptCompletedRequest>(SCRIPT_COMPLETED);
-            (lines, timings.into_iter().map(|t| t.timing.unwrap()).collect())
-        }
-    }
-
-    #[tokio::test]
-    async fn a_script_runs_in_its_folder_with_the_workspaces_environment_and_both_outputs_are_streamed() {
-        let text = "pwd; echo $FROM_TEMPLATE $CODER; echo bad >&2; printf '#!/bin/sh\\necho tool' > $CODER_SCRIPT_BIN_DIR/t; \
-                    chmod +x $CODER_SCRIPT_BIN_DIR/t; test -d $CODER_SCRIPT_DATA_DIR && t";
-        let world = World::new(vec![script(1, text)]);
-        assert_eq!(world.run(Stage::Start).await, Outcome::Done);
-        let (mut lines, timings) = world.told().await;
-        lines.sort();
-        let info = i32::from(LogLevel::Info);
-        let folder = world.folder.path().canonicalize().unwrap().to_str().unwrap().to_owned();
-        let mut expected =
-            vec![(folder, info), ("yes true".into(), info), ("tool".into(), info), ("bad".into(), LogLevel::Error.into())];
-        expected.sort();
-        assert_eq!(lines, expected);
-        assert_eq!((timings[0].exit_code, timings[0].status()), (0, TimingStatus::Ok));
-        let kept = fs::read_to_string(world.folder.path().join(format!("coder-script-{}.log", Uuid::from_u128(1)))).unwrap();
-        assert!(kept.contains("yes true") && kept.contains("bad"), "{kept}");
-    }
-
-    #[tokio::test]
-    async fn scripts_run_beside_each_other_and_the_worst_counts() {
-        // Each waits for what the other makes.
-        let wait = |mine: &str, other: &str| format!("touch {mine}; while ! test -e {other}; do sleep 0.02; done");
-        let world = World::new(vec![script(1, &wait("a", "b")), script(2, &wait("b", "a")), script(3, "exit 7"), script(4, " ")]);
-        assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
-        let (_, mut timings) = world.told().await;
-        timings.sort_by_key(|t| t.script_id.clone());
-        let codes: Vec<_> = timings.iter().map(|t| (t.exit_code, t.status())).collect();
-        let ok = (0, TimingStatus::Ok);
-        assert_eq!(codes, [ok, ok, (7, TimingStatus::ExitFailure), ok]);
-        assert_eq!(world.run(Stage::Stop).await, Outcome::Done, "none of them is for the stop");
-    }
-
-    #[tokio::test]
-    async fn a_script_that_takes_too_long_is_ended_with_all_it_started() {
-        // With a shell that stays, and with one that goes while its child does not.
-        for text in ["trap '' HUP; sleep 1000 & echo $!; wait", "(trap '' HUP; exec sleep 1000) & echo $!; wait"] {
-            let mut slow = script(1, text);
-            slow.limit = Some(Duration::from_millis(300));
-            let world = World::new(vec![slow, script(2, "exit 1")]);
-            assert_eq!(world.run(Stage::Start).await, Outcome::TimedOut, "worse than a failure");
-            let (lines, timings) = world.told().await;
-            let process = lines.iter().find(|(text, _)| text.bytes().all(|b| b.is_ascii_digit())).unwrap();
-            assert!(!Path::new("/proc").join(&process.0).join("exe").exists(), "its child lives: {lines:?}");
-            assert!(lines.iter().any(|(text, _)| text.contains("script 1 was ended") && text.contains("300ms")), "{lines:?}");
-            assert!(timings.iter().any(|t| t.status() == TimingStatus::TimedOut));
-        }
-    }
-
-    // Time jumps once there is nothing but time to wait for.
-    #[tokio::test(start_paused = true)]
-    async fn what_a_script_leaves_running_may_not_hold_its_output() {
-        let world = World::new(vec![script(1, "sleep 20 & echo done")]);
-        assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
-        let (lines, timings) = world.told().await;
-        assert!(lines.iter().any(|(text, _)| text.contains("script 1 has ended") && text.contains(">/dev/null")), "{lines:?}");
-        assert_eq!((timings[0].exit_code, timings[0].status()), (0, TimingStatus::PipesLeftOpen));
-    }
-
-    #[tokio::test]
-    async fn a_script_may_leave_something_running_that_holds_nothing_of_it() {
-        let world = World::new(vec![script(1, "sleep 20 >/dev/null 2>&1 & echo done")]);
-        let started = Instant::now();
-        assert_eq!(world.run(Stage::Start).await, Outcome::Done);
-        assert!(started.elapsed() < PIPES);
-    }
-
-    #[tokio::test]
-    async fn a_stopping_agent_ends_its_start_scripts() {
-        let world = World::new(vec![script(1, "sleep 1000")]);
-        let stop = CancellationToken::new();
-        let started = Instant::now();
-        let running = world.scripts.run(Stage::Start, &world.profile, &stop);
-        let (outcome, ()) = tokio::join!(running, async { stop.cancel() });
-        assert!(outcome == Outcome::Failed && started.elapsed() < Duration::from_secs(60));
-    }
-
-    #[tokio::test]
-    async fn a_folder_that_others_may_write_to_runs_no_script_and_leads_no_path() {
-        let world = World::new(vec![script(1, "echo ran")]);
-        assert_eq!(world.scripts.folders.trusted_programs(), Some(world.folder.path().join("coder-script-data/bin")));
-        let open = fs::Permissions::from_mode(0o777);
-        fs::set_permissions(world.folder.path().join("coder-script-data/bin"), open).unwrap();
-        assert_eq!(world.scripts.folders.trusted_programs(), None);
-        assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
-        let (lines, _) = world.told().await;
-        assert!(lines.len() == 1 && lines[0].0.contains("--script-data-dir") && lines[0].0.contains("chmod"), "{lines:?}");
-    }
-
-    #[tokio::test]
-    async fn a_log_path_that_is_no_file_neither_holds_a_script_up_nor_fails_it() {
-        let mut piped = script(1, "echo out");
-        piped.log_path = "pipe".into();
-        let world = World::new(vec![piped]);
-        assert!(std::process::Command::new("mkfifo").arg(world.folder.path().join("pipe")).status().unwrap().success());
-        assert_eq!(world.run(Stage::Start).await, Outcome::Done);
-        assert_eq!(world.told().await.0[0].0, "out");
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_run_is_told_in_the_log() {
-        let mut world = World::new(vec![script(1, "true")]);
-        world.scripts.account.shell = "/no/such/shell".into();
-        assert_eq!(world.run(Stage::Start).await, Outcome::Failed);
-        let (lines, timings) = world.told().await;
-        assert!(lines[0].0.contains("cannot run script 1"), "{lines:?}");
-        assert_eq!(timings[0].exit_code, NO_CODE);
-    }
-}
+mod tests;

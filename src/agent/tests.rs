@@ -1,5 +1,7 @@
 //! The agent's rounds against the server's engine over loopback.
 
+#[cfg(target_os = "linux")]
+pub(in crate::agent) mod held;
 mod scripts;
 
 use super::{Config, run};

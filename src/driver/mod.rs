@@ -1,5 +1,7 @@
 //! L4: tokio, sockets, HTTP and the data loop.
 
+#[cfg(feature = "agent")]
+pub(crate) mod blocking;
 pub mod clock;
 pub mod control;
 pub mod datapath;

@@ -67,6 +67,31 @@ impl Group {
     }
 }
 
+/// Kills a group when it is dropped, unless it was let go.
+#[derive(Debug)]
+pub struct KillOnDrop(Option<Group>);
+
+impl KillOnDrop {
+    /// For the group of a child that was not waited for.
+    #[must_use]
+    pub const fn new(group: Group) -> Self {
+        Self(Some(group))
+    }
+
+    /// Lets the group live.
+    pub fn let_go(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            group.signal(Signal::KILL);
+        }
+    }
+}
+
 /// A signal that asks the process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndSignal {

@@ -231,15 +231,10 @@ impl Terminals {
     }
 
     async fn start(&self, opening: &Opening) -> Result<Terminal, OpenError> {
-        let (server, command, size) = (self.shared.server.clone(), opening.command.clone(), opening.size);
-        let launch = move || {
-            let (rows, columns) = if size.is_real() { (size.height.into(), size.width.into()) } else { ROWS_COLUMNS };
-            let command = (!command.trim().is_empty()).then_some(command.as_bytes());
-            server.start_in_terminal(command, TERM, rows, columns)
-        };
-        // It looks at folders, which may be a network's.
-        let started = tokio::task::spawn_blocking(launch).await;
-        let process = started.map_err(|e| OpenError::Start(io::Error::other(e)))?.map_err(OpenError::Start)?;
+        let size = opening.size;
+        let (rows, columns) = if size.is_real() { (size.height.into(), size.width.into()) } else { ROWS_COLUMNS };
+        let command = (!opening.command.trim().is_empty()).then(|| opening.command.clone().into_bytes());
+        let process = self.shared.server.start_in_terminal(command, TERM, rows, columns).await.map_err(OpenError::Start)?;
         let (terminal, running) = Terminal::new(process).map_err(OpenError::Start)?;
         tracing::debug!(id = %opening.id, shell = opening.command.is_empty(), "a terminal starts");
         let (id, shared, this) = (opening.id, Arc::clone(&self.shared), terminal.clone());

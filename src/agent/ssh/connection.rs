@@ -176,8 +176,7 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
-        let path = self.shared.profile().folder(&self.shared.account).join(path);
-        self.forward(channel, Place::Unix(path), reply).await;
+        self.forward(channel, Place::Unix(path.into()), reply).await;
         Ok(())
     }
 
@@ -302,7 +301,7 @@ impl Handler for Connection {
     // russh writes the answers of the following requests itself.
     async fn agent_request(&mut self, id: ChannelId, protocol: &mut Protocol) -> Result<bool, Self::Error> {
         let Some(session) = self.sessions.get_mut(&id).filter(|s| s.can_start()) else { return Ok(false) };
-        let socket = told("key agent", self.listeners.key_agent(protocol.handle()));
+        let socket = told("key agent", self.listeners.key_agent(protocol.handle()).await);
         Ok(socket.map(|path| session.set_key_agent(path)).is_some())
     }
 
@@ -340,7 +339,7 @@ impl Handler for Connection {
         if self.shared.rules.block_reverse_forwarding {
             return Ok(false);
         }
-        Ok(told("streamlocal-forward", self.listeners.listen_unix(path, protocol.handle())).is_some())
+        Ok(told("streamlocal-forward", self.listeners.listen_unix(path, protocol.handle()).await).is_some())
     }
 
     async fn cancel_streamlocal_forward(&mut self, path: &str, _protocol: &mut Protocol) -> Result<bool, Self::Error> {
@@ -348,8 +347,8 @@ impl Handler for Connection {
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _protocol: &mut Protocol) -> Result<(), Self::Error> {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.signal(signal);
+        if let Some(session) = self.sessions.get(&id) {
+            session.signal(&signal);
         }
         Ok(())
     }

@@ -3,11 +3,17 @@
 use super::{Shared, channels::Lane, session::Output, stats::JETBRAINS};
 use crate::{
     agent::jetbrains,
-    driver::local::{Place, Socket},
+    driver::{
+        blocking,
+        local::{Place, Socket},
+    },
 };
 use russh::{ChannelOpenFailure, server::ChannelOpenHandle};
-use std::{future::pending, net::IpAddr, sync::Arc};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use std::{future::pending, io, net::IpAddr, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    runtime::Handle,
+};
 
 /// SSH's number for "connect failed".
 const CONNECT_FAILED: u32 = 2;
@@ -18,6 +24,13 @@ fn local_port(place: &Place) -> Option<u16> {
         Place::Tcp { host, port } if matches!(host.as_str(), "127.0.0.1" | "localhost" | "::1") => u16::try_from(*port).ok(),
         _ => None,
     }
+}
+
+/// Connects to a place. A socket's path may be a network's, so that a thread waits for it.
+async fn reach(shared: &Arc<Shared>, place: &Place) -> io::Result<Socket> {
+    let Place::Unix(path) = place else { return place.connect().await };
+    let (shared, path, runtime) = (Arc::clone(shared), path.clone(), Handle::current());
+    blocking::run(move || runtime.block_on(Place::Unix(shared.path(path)).connect())).await?
 }
 
 async fn is_jetbrains(port: u16) -> bool {
@@ -37,7 +50,7 @@ impl Forward {
     /// Connects, answers the client and carries bytes until both directions have ended, each by itself.
     pub(super) async fn connect(self, target: Place, reply: ChannelOpenHandle) {
         let connected = tokio::select! {
-            connected = target.connect() => connected,
+            connected = reach(&self.shared, &target) => connected,
             () = self.lane.gone.cancelled() => return,
             () = self.shared.stop.cancelled() => return,
         };

@@ -8,7 +8,10 @@ use super::{
     session::Output,
     x11,
 };
-use crate::{agent::environment::Sources, driver::local::Socket};
+use crate::{
+    agent::environment::Sources,
+    driver::{blocking, local::Socket},
+};
 use russh::{
     Channel,
     server::{Handle, Msg},
@@ -37,10 +40,13 @@ use tokio_util::{
 
 /// Most sockets that one connection listens on.
 const MAX_LISTENERS: usize = 256;
-/// How long a name to listen on may take to resolve; the connection waits for it.
-const RESOLVE: Duration = Duration::from_secs(5);
+/// How long a name or a path to listen on may take to be found; the connection waits for it.
+const FIND: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which means that the machine has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket's name in the folder of a key agent.
+const SOCKET: &str = "socket";
 
 /// What a client asked to listen on, as it named it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -86,7 +92,7 @@ impl Listeners {
     pub(super) async fn listen_tcp(&mut self, address: &str, port: u32, handle: Handle) -> io::Result<u32> {
         self.room()?;
         let wanted = u16::try_from(port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let (bound, listeners) = timeout(RESOLVE, bind(address, wanted)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let (bound, listeners) = timeout(FIND, bind(address, wanted)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         let port = u32::from(bound);
         let end = CancellationToken::new();
         for listener in listeners {
@@ -103,13 +109,14 @@ impl Listeners {
     }
 
     /// `streamlocal-forward@openssh.com`. A relative path begins where commands begin.
-    pub(super) fn listen_unix(&mut self, path: &str, handle: Handle) -> io::Result<()> {
+    pub(super) async fn listen_unix(&mut self, path: &str, handle: Handle) -> io::Result<()> {
         self.room()?;
         let key = Key::Unix(path.to_owned());
         if path.is_empty() || self.ends.contains_key(&key) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        let (listener, file) = bind_unix(&self.shared.profile().folder(&self.shared.account).join(path))?;
+        let (shared, named) = (Arc::clone(&self.shared), path.to_owned());
+        let (listener, file) = found(move || bind_unix(&shared.path(named))).await?;
         let end = CancellationToken::new();
         let listener = Listener::Unix { listener, _file: file };
         self.spawn(listener, Origin::Unix { path: path.to_owned() }, handle, end.clone());
@@ -123,14 +130,13 @@ impl Listeners {
     }
 
     /// `auth-agent-req@openssh.com`: the socket of the client's key agent, one for the whole connection.
-    pub(super) fn key_agent(&mut self, handle: Handle) -> io::Result<PathBuf> {
+    pub(super) async fn key_agent(&mut self, handle: Handle) -> io::Result<PathBuf> {
         if let Some((path, _)) = &self.key_agent {
             return Ok(path.clone());
         }
         self.room()?;
-        let folder = tempfile::Builder::new().prefix("coder-agent-").permissions(Permissions::from_mode(0o700)).tempdir()?;
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path)?;
+        let (listener, folder) = found(bind_in_new_folder).await?;
+        let path = folder.path().join(SOCKET);
         let end = CancellationToken::new();
         self.spawn(Listener::KeyAgent { listener, _folder: folder }, Origin::KeyAgent, handle, end.clone());
         self.key_agent = Some((path.clone(), end.drop_guard()));
@@ -172,8 +178,17 @@ impl Listeners {
                 () = end.cancelled() => {}
                 () = stop.cancelled() => {}
             }
+            if !matches!(listener, Listener::Tcp(_)) {
+                // Its file goes too, which may take time. What cannot be queued is dropped here.
+                let _ = blocking::run(move || drop(listener)).await;
+            }
         });
     }
+}
+
+/// What a call gives that may block, unless it takes too long.
+async fn found<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    timeout(FIND, blocking::run(call)).await.map_err(|_| io::ErrorKind::TimedOut)??
 }
 
 /// Binds each address that `name` means to one port: the first must succeed, the others may.
@@ -214,6 +229,12 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let file = SocketFile::new(path)?;
     rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
     Ok((listener, file))
+}
+
+/// Listens in a folder of its own for this user alone.
+fn bind_in_new_folder() -> io::Result<(UnixListener, TempDir)> {
+    let folder = tempfile::Builder::new().prefix("coder-agent-").permissions(Permissions::from_mode(0o700)).tempdir()?;
+    Ok((UnixListener::bind(folder.path().join(SOCKET))?, folder))
 }
 
 /// Removes the file of a socket when nobody listens on it any more, unless another took its place.

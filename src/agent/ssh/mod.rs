@@ -16,6 +16,7 @@ pub(crate) mod input;
 mod listen;
 pub(super) mod process;
 mod rules;
+mod running;
 mod session;
 mod sftp;
 mod stats;
@@ -30,6 +31,7 @@ pub use rules::Rules;
 pub use stats::Counters;
 
 use super::{account::Account, connections::Connections, environment::Profile};
+use crate::driver::blocking;
 use connection::Connection;
 use process::{Launch, Process};
 use russh::{
@@ -66,6 +68,8 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 const SHUTTING_DOWN: &str = "the agent is shutting down";
 /// Messages of output that wait in a connection's queue, each up to the client's packet size (32 KiB).
 const OUTPUT_QUEUE: usize = 16;
+/// How long a terminal waits for the message of the day.
+const MOTD: Duration = Duration::from_secs(2);
 /// Largest message of the day that is shown.
 const MAX_MOTD: u64 = 64 << 10;
 
@@ -100,14 +104,28 @@ impl Shared {
         Arc::clone(&self.profile.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What a client's path means: a relative one begins where commands begin. Blocks for as long as the file system does.
+    fn path(&self, named: impl AsRef<Path>) -> PathBuf {
+        let named = named.as_ref();
+        // Nobody waits for a folder that is not asked for.
+        if named.is_absolute() { named.to_owned() } else { self.profile().folder(&self.account).join(named) }
+    }
+
     /// What a terminal session without command shows first (agent.md §6.5).
-    fn greeting(&self, profile: &Profile) -> Vec<u8> {
-        let banners = self.banners.read().unwrap_or_else(PoisonError::into_inner);
-        let shown = banners.iter().map(|b| b.trim()).filter(|b| !b.is_empty());
-        let mut text: String = shown.map(|b| format!("{b}\n\n")).collect();
-        drop(banners);
-        if !profile.motd.as_os_str().is_empty() && !self.account.home.join(".hushlogin").exists() {
-            text.push_str(&message_of_the_day(&profile.motd));
+    async fn greeting(&self, profile: &Profile) -> Vec<u8> {
+        let mut text: String = {
+            let banners = self.banners.read().unwrap_or_else(PoisonError::into_inner);
+            let shown = banners.iter().map(|b| b.trim()).filter(|b| !b.is_empty());
+            shown.map(|b| format!("{b}\n\n")).collect()
+        };
+        if !profile.motd.as_os_str().is_empty() {
+            let (motd, hushed) = (profile.motd.clone(), self.account.home.join(".hushlogin"));
+            let look = blocking::run(move || if hushed.exists() { String::new() } else { message_of_the_day(&motd) });
+            match timeout(MOTD, look).await {
+                Ok(Ok(message)) => text.push_str(&message),
+                Ok(Err(error)) => tracing::debug!(%error, "no message of the day"),
+                Err(_) => tracing::warn!("the message of the day cannot be read: its file system does not answer"),
+            }
         }
         text.replace("\r\n", "\n").replace('\n', "\r\n").into_bytes()
     }
@@ -254,22 +272,29 @@ impl Server {
 
     /// Starts a command, or a login shell, in a terminal that belongs to no session of this server, with the same
     /// environment.
-    pub(super) fn start_in_terminal(&self, command: Option<&[u8]>, kind: &str, rows: u32, columns: u32) -> io::Result<Process> {
-        let shared = &self.shared;
+    ///
+    /// # Cancel safety
+    /// What a cancelled call starts is killed.
+    pub(super) async fn start_in_terminal(
+        &self,
+        command: Option<Vec<u8>>,
+        kind: &str,
+        rows: u32,
+        columns: u32,
+    ) -> io::Result<Process> {
+        let shared = Arc::clone(&self.shared);
         let size = terminal::Size { rows, columns, ..terminal::Size::default() };
         let launch = Launch {
-            profile: &shared.profile(),
-            account: &shared.account,
-            process: &shared.process,
-            client: &[],
-            executable: &shared.executable,
+            profile: shared.profile(),
+            shared,
+            client: Vec::new(),
             command,
-            terminal: Some(&terminal::Request { kind: kind.to_owned(), size, modes: Vec::new() }),
+            terminal: Some(terminal::Request { kind: kind.to_owned(), size, modes: Vec::new() }),
             key_agent: None,
             display: None,
             utf8: true,
         };
-        launch.start()
+        launch.start().await
     }
 
     /// Counts somebody who uses the agent by another way as a session of this kind, until the answer is dropped.

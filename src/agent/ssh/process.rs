@@ -1,12 +1,15 @@
 //! Starting the process behind a session (agent.md §6.4).
 
-use super::terminal::{self, Request};
+use super::{
+    Shared,
+    terminal::{self, Request},
+};
 use crate::{
-    agent::{
-        account::Account,
-        environment::{Profile, Sources, Terminal, prefer_utf8},
+    agent::environment::{Profile, Sources, Terminal, prefer_utf8},
+    driver::{
+        blocking,
+        process::{Group, KillOnDrop},
     },
-    driver::process::Group,
 };
 use pty_process::{Pts, Pty};
 use rustix::{
@@ -22,8 +25,9 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
 };
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
@@ -32,17 +36,15 @@ const LAST_SIGNAL: i32 = 31;
 
 /// What a process is started with.
 #[derive(Debug)]
-pub(super) struct Launch<'a> {
-    pub(super) profile: &'a Profile,
-    pub(super) account: &'a Account,
-    pub(super) process: &'a [(OsString, OsString)],
-    pub(super) client: &'a [(String, String)],
-    pub(super) executable: &'a Path,
+pub(super) struct Launch {
+    pub(super) shared: Arc<Shared>,
+    pub(super) profile: Arc<Profile>,
+    pub(super) client: Vec<(String, String)>,
     /// `None` or blank for a login shell.
-    pub(super) command: Option<&'a [u8]>,
-    pub(super) terminal: Option<&'a Request>,
-    pub(super) key_agent: Option<&'a Path>,
-    pub(super) display: Option<&'a str>,
+    pub(super) command: Option<Vec<u8>>,
+    pub(super) terminal: Option<Request>,
+    pub(super) key_agent: Option<PathBuf>,
+    pub(super) display: Option<String>,
     /// Whether text shall be UTF-8 where nobody chose otherwise.
     pub(super) utf8: bool,
 }
@@ -70,20 +72,42 @@ pub(in crate::agent) struct Terminals {
     pub(in crate::agent) control: OwnedFd,
 }
 
-impl Launch<'_> {
-    pub(super) fn start(&self) -> io::Result<Process> {
-        let (program, arguments) = command_line(&self.account.shell, self.command);
-        let folder = self.profile.folder(self.account);
-        match self.terminal {
+impl Launch {
+    /// Starts the process. Its folder and its program may be a network's, so that a thread waits for them.
+    ///
+    /// # Cancel safety
+    /// What a cancelled call starts is killed.
+    pub(super) async fn start(self) -> io::Result<Process> {
+        let start = move || self.start_here().map(|process| (KillOnDrop::new(process.group), process));
+        let (kill, process) = blocking::run(start).await??;
+        kill.let_go();
+        Ok(process)
+    }
+
+    fn start_here(&self) -> io::Result<Process> {
+        let account = &self.shared.account;
+        let (program, arguments) = command_line(&account.shell, self.command.as_deref());
+        let folder = self.profile.folder(account);
+        match &self.terminal {
             Some(request) => self.start_in_terminal(request, &program, &arguments, folder),
             None => self.start_with_pipes(&program, &arguments, folder),
         }
     }
 
     fn environment(&self, terminal: Option<Terminal<'_>>) -> BTreeMap<OsString, OsString> {
-        let &Launch { profile, account, process, client, executable, key_agent, display, utf8, .. } = self;
-        let mut out = Sources { profile, account, process, client, executable, terminal, key_agent, display }.build();
-        if utf8 {
+        let Self { shared, profile, client, key_agent, display, .. } = self;
+        let sources = Sources {
+            profile,
+            account: &shared.account,
+            process: &shared.process,
+            client,
+            executable: &shared.executable,
+            terminal,
+            key_agent: key_agent.as_deref(),
+            display: display.as_deref(),
+        };
+        let mut out = sources.build();
+        if self.utf8 {
             prefer_utf8(&mut out);
         }
         out

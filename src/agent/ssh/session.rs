@@ -6,12 +6,15 @@ use super::{
     input::Input,
     process::{Io, Launch, Process},
     rules::{TRANSFER_BLOCKED, TRANSFER_TEXT},
+    running::Running,
     sftp,
     stats::ActiveSession,
     terminal::{Request, Size},
 };
-use crate::agent::pty::exhausted;
-use crate::driver::process::Group;
+use crate::{
+    agent::{environment::Profile, pty::exhausted},
+    driver::process::Group,
+};
 use bytes::{Bytes, BytesMut};
 use russh::{
     ChannelId, ChannelWriteHalf, Sig,
@@ -21,13 +24,10 @@ use rustix::process::Signal;
 use std::{
     io,
     net::IpAddr,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::ExitStatus,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -59,21 +59,13 @@ const KIND: &str = "CODER_SSH_SESSION_TYPE";
 /// A session channel as the connection's callbacks see it.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// Taken by the task that serves what was started.
     output: Option<Output>,
     variables: Vec<(String, String)>,
     terminal: Option<Request>,
     key_agent: Option<PathBuf>,
     display: Option<String>,
-    signals: Vec<Sig>,
-    running: Option<Running>,
-}
-
-#[derive(Debug, Default)]
-struct Running {
-    group: Option<Group>,
-    control: Option<OwnedFd>,
-    /// Set when the command has ended: its process number may be another's from then on.
-    ended: Arc<AtomicBool>,
+    running: Arc<Running>,
 }
 
 /// The way back to the client.
@@ -182,8 +174,7 @@ impl Session {
             terminal: None,
             key_agent: None,
             display: None,
-            signals: Vec::new(),
-            running: None,
+            running: Arc::default(),
         }
     }
 
@@ -191,7 +182,7 @@ impl Session {
     pub(super) fn set_variable(&mut self, name: &str, value: &str) -> bool {
         // What no process can be given would keep the command from starting.
         let possible = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
-        let taken = self.running.is_none() && possible && self.variables.len() < MAX_VARIABLES;
+        let taken = self.can_start() && possible && self.variables.len() < MAX_VARIABLES;
         if taken {
             self.variables.push((name.to_owned(), value.to_owned()));
         }
@@ -200,7 +191,7 @@ impl Session {
 
     /// `pty-req`: once, before the command runs.
     pub(super) fn set_terminal(&mut self, request: Request) -> bool {
-        let taken = self.running.is_none() && self.terminal.is_none();
+        let taken = self.can_start() && self.terminal.is_none();
         if taken {
             self.terminal = Some(request);
         }
@@ -221,22 +212,12 @@ impl Session {
     pub(super) fn resize(&mut self, size: Size) -> bool {
         let Some(request) = &mut self.terminal else { return false };
         request.size = size;
-        match self.running.as_ref().and_then(|r| r.control.as_ref()) {
-            Some(control) => size.apply(control).is_ok(),
-            None => true,
-        }
+        self.running.resize(size)
     }
 
     /// `signal`: kept until the command runs.
-    pub(super) fn signal(&mut self, signal: Sig) {
-        match &self.running {
-            Some(Running { group: Some(group), ended, .. }) if !ended.load(Ordering::Acquire) => {
-                group.signal(signal_number(&signal));
-            }
-            Some(_) => {}
-            None if self.signals.len() < MAX_VARIABLES => self.signals.push(signal),
-            None => {}
-        }
+    pub(super) fn signal(&self, signal: &Sig) {
+        self.running.signal(signal_number(signal));
     }
 
     /// Whether nothing was started yet.
@@ -254,70 +235,91 @@ impl Session {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
         let active = shared.stats.start_session(self.kind(), channel.from);
+        self.running.end();
         if shared.rules.block_file_transfer {
             shared.tasks.spawn(refuse(output, channel, active, false));
         } else {
             shared.tasks.spawn(sftp::serve(output, channel, active));
         }
-        self.running = Some(Running::default());
     }
 
     /// `shell` and `exec`: starts the process and the task that serves it, once.
     pub(super) fn start(&mut self, command: Option<&[u8]>, channel: Channel) {
         let Some(output) = self.output.take() else { return };
         let shared = Arc::clone(&channel.shared);
+        let active = shared.stats.start_session(self.kind(), channel.from);
         if shared.rules.forbids(command) {
-            let active = shared.stats.start_session(self.kind(), channel.from);
+            self.running.end();
             shared.tasks.spawn(refuse(output, channel, active, true));
-            self.running = Some(Running::default());
             return;
         }
         let profile = shared.profile();
+        let greeted = (command.is_none() && self.terminal.is_some()).then(|| Arc::clone(&profile));
         let launch = Launch {
-            profile: &profile,
-            account: &shared.account,
-            process: &shared.process,
-            client: &self.variables,
-            executable: &shared.executable,
-            command,
-            terminal: self.terminal.as_ref(),
-            key_agent: self.key_agent.as_deref(),
-            display: self.display.as_deref(),
+            shared: Arc::clone(&shared),
+            profile,
+            client: std::mem::take(&mut self.variables),
+            command: command.map(<[u8]>::to_vec),
+            terminal: self.terminal.clone(),
+            key_agent: self.key_agent.take(),
+            display: self.display.take(),
             utf8: false,
         };
-        let active = shared.stats.start_session(self.kind(), channel.from);
-        let started = launch.start();
-        tracing::debug!(terminal = self.terminal.is_some(), shell = command.is_none(), ok = started.is_ok(), "session");
-        let greeting = (command.is_none() && self.terminal.is_some()).then(|| shared.greeting(&profile));
-        let mut running = Running::default();
-        match started {
-            Ok(Process { child, group, io }) => {
-                running.group = Some(group);
-                self.signals.drain(..).for_each(|s| group.signal(signal_number(&s)));
-                let (ends, control) = match io {
-                    Io::Pipes { stdin, stdout, stderr } => (Ends::Pipes { stdin, stdout, stderr }, None),
-                    Io::Terminal { pty } => (Ends::Terminal { reader: pty.reader, writer: pty.writer }, Some(pty.control)),
-                };
-                running.control = control;
-                let ended = Arc::clone(&running.ended);
-                let serve = Serve { child, group, ended, ends, output, channel, greeting, active };
-                shared.tasks.spawn(serve.run());
-            }
-            Err(error) => {
-                let hint = self.terminal.as_ref().map_or("", |_| exhausted(&error));
-                let text = format!("cannot start {}: {error}{hint}\r\n", shared.account.shell.display());
-                shared.tasks.spawn(async move {
-                    let mut active = active;
-                    active.ended(NOT_STARTED.cast_signed(), "the command could not be started");
-                    let told = output.complain(text);
-                    tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
-                    output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
-                    channel.lane.gone.cancel();
-                });
-            }
-        }
-        self.running = Some(running);
+        shared.tasks.spawn(start(launch, greeted, output, channel, active, Arc::clone(&self.running)));
     }
+}
+
+/// Starts a session's process and serves it. `greeted`: whose messages come first.
+async fn start(
+    launch: Launch,
+    greeted: Option<Arc<Profile>>,
+    output: Output,
+    channel: Channel,
+    mut active: ActiveSession,
+    running: Arc<Running>,
+) {
+    let shared = Arc::clone(&channel.shared);
+    let (terminal, shell) = (launch.terminal.is_some(), launch.command.is_none());
+    let started = tokio::select! {
+        started = launch.start() => started,
+        () = shared.stop.cancelled() => {
+            running.end();
+            return part(&output, &channel, &mut active).await;
+        }
+    };
+    tracing::debug!(terminal, shell, ok = started.is_ok(), "session");
+    match started {
+        Ok(Process { child, group, io }) => {
+            let (ends, control) = match io {
+                Io::Pipes { stdin, stdout, stderr } => (Ends::Pipes { stdin, stdout, stderr }, None),
+                Io::Terminal { pty } => (Ends::Terminal { reader: pty.reader, writer: pty.writer }, Some(pty.control)),
+            };
+            running.begin(group, control);
+            Serve { child, group, running, ends, output, channel, greeted, active }.run().await;
+        }
+        Err(error) => {
+            running.end();
+            let hint = if terminal { exhausted(&error) } else { "" };
+            let text = format!("cannot start {}: {error}{hint}\r\n", shared.account.shell.display());
+            active.ended(NOT_STARTED.cast_signed(), "the command could not be started");
+            let told = output.complain(text);
+            tokio::select! { () = told => {} () = channel.lane.gone.cancelled() => {} }
+            output.report(&channel.handle, Exit::Code(NOT_STARTED)).await;
+            channel.lane.gone.cancel();
+        }
+    }
+}
+
+/// Ends a session without a status, which its client left or the agent's stop ends.
+async fn part(output: &Output, channel: &Channel, active: &mut ActiveSession) {
+    let (stop, gone) = (&channel.shared.stop, &channel.lane.gone);
+    active.ended(KILLED, if stop.is_cancelled() { SHUTTING_DOWN } else { "the client left" });
+    if stop.is_cancelled() && !gone.is_cancelled() {
+        // A client whose window is full does not hold the stop up.
+        let _ = timeout(TELL, output.complain(format!("{SHUTTING_DOWN}\r\n"))).await;
+    }
+    output.close().await;
+    gone.cancel();
 }
 
 /// Ends a session that would carry files (agent.md §6.8). A command says so where its program would speak; whoever waits
@@ -346,36 +348,37 @@ enum Ends {
 struct Serve {
     child: Child,
     group: Group,
-    ended: Arc<AtomicBool>,
+    running: Arc<Running>,
     ends: Ends,
     output: Output,
     channel: Channel,
-    greeting: Option<Vec<u8>>,
+    greeted: Option<Arc<Profile>>,
     active: ActiveSession,
 }
 
 impl Serve {
     async fn run(self) {
-        let Self { mut child, group, ended, ends, output, channel, greeting, mut active } = self;
-        let Channel { shared, handle, lane: Lane { input, gone }, open, from: _ } = channel;
+        let Self { mut child, group, running, ends, output, channel, greeted, mut active } = self;
+        let (shared, Lane { input, gone }) = (&channel.shared, &channel.lane);
         let has_terminal = matches!(ends, Ends::Terminal { .. });
         let exchange = async {
-            if let Some(greeting) = greeting.filter(|g| !g.is_empty())
-                && output.send(None, greeting.into()).await.is_err()
-            {
-                return None;
+            if let Some(profile) = greeted {
+                let greeting = shared.greeting(&profile).await;
+                if !greeting.is_empty() && output.send(None, greeting.into()).await.is_err() {
+                    return None;
+                }
             }
             Some(match ends {
                 Ends::Pipes { stdin, stdout, stderr } => {
                     let carry = async {
-                        tokio::join!(output.copy(stdout, None, &shared), output.copy(stderr, Some(STDERR), &shared));
-                        child.wait().await
+                        tokio::join!(output.copy(stdout, None, shared), output.copy(stderr, Some(STDERR), shared));
+                        running.wait(&mut child).await
                     };
-                    beside(feed(&input, stdin, &shared), carry).await
+                    beside(feed(input, stdin, shared), carry).await
                 }
                 Ends::Terminal { reader, writer } => {
-                    let carry = carry_terminal(reader, &output, &mut child, &shared);
-                    beside(feed(&input, writer, &shared), carry).await
+                    let carry = carry_terminal(reader, &output, (&mut child, &running), shared);
+                    beside(feed(input, writer, shared), carry).await
                 }
             })
         };
@@ -384,7 +387,7 @@ impl Serve {
             () = gone.cancelled() => None,
             () = shared.stop.cancelled() => None,
         };
-        ended.store(!ended_early(&mut child), Ordering::Release);
+        running.end();
         match status {
             Some(status) => {
                 let exit = status.into();
@@ -392,19 +395,13 @@ impl Serve {
                     Exit::Code(code) => active.ended(code.cast_signed(), ""),
                     Exit::Signal { signal, .. } => active.ended(KILLED, &format!("ended by signal {signal}")),
                 }
-                output.report(&handle, exit).await;
+                output.report(&channel.handle, exit).await;
+                gone.cancel();
             }
-            None => {
-                active.ended(KILLED, if shared.stop.is_cancelled() { SHUTTING_DOWN } else { "the client left" });
-                if shared.stop.is_cancelled() && !gone.is_cancelled() {
-                    // A client whose window is full does not hold the stop up.
-                    let _ = timeout(TELL, output.complain(format!("{SHUTTING_DOWN}\r\n"))).await;
-                }
-                output.close().await;
-            }
+            None => part(&output, &channel, &mut active).await,
         }
-        gone.cancel();
-        drop((output, active, handle, open));
+        let shared = channel.shared;
+        drop((output, active, channel.handle, channel.open));
         // By now the terminal is closed, which hangs up what runs in it; without one the command may go on, as below
         // OpenSSH, until it ends or the agent does.
         if !has_terminal && ended_early(&mut child) {
@@ -453,7 +450,7 @@ async fn feed(input: &Input, mut to: impl AsyncWrite + Unpin, shared: &Shared) {
 async fn carry_terminal(
     mut reader: pty_process::OwnedReadPty,
     output: &Output,
-    child: &mut Child,
+    (child, running): (&mut Child, &Running),
     shared: &Shared,
 ) -> io::Result<ExitStatus> {
     let mut buffer = BytesMut::new();
@@ -463,7 +460,7 @@ async fn carry_terminal(
         let data = tokio::select! {
             biased;
             data = read_some(&mut reader, &mut buffer) => data,
-            status = child.wait(), if ended.is_none() => {
+            status = running.wait(child), if ended.is_none() => {
                 ended = Some(status);
                 continue;
             }
@@ -481,7 +478,7 @@ async fn carry_terminal(
     }
     match ended {
         Some(status) => status,
-        None => child.wait().await,
+        None => running.wait(child).await,
     }
 }
 

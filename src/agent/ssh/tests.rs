@@ -2,6 +2,8 @@
 //! (`tests/vectors/wire/ssh.json`). OpenSSH's client is in `tests/openssh`.
 
 mod files;
+#[cfg(target_os = "linux")]
+mod held;
 mod listen;
 mod rules;
 

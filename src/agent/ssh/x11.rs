@@ -3,6 +3,7 @@
 //! The display is a TCP port on loopback, of which everybody on the machine could make use, so that programs prove with
 //! a cookie that they are this user's. `xauth` keeps the cookies: it knows the file, its format and its locks.
 
+use crate::driver::blocking;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -45,11 +46,12 @@ pub(super) async fn authorise(
     }
     let mut command = Command::new("xauth");
     command.args(["-q", "-"]).env_clear().envs(environment).kill_on_drop(true);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // By its input, not its arguments: those everybody can see.
     let line = format!("add unix:{display} {protocol} {cookie}\n");
     let run = async {
+        let mut child = blocking::run(move || command.spawn()).await??;
+        let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         stdin.write_all(line.as_bytes()).await?;
         drop(stdin);
         child.wait().await

@@ -25,7 +25,7 @@ use crate::wire::sftp::{Broken, HEADER, first_packet};
 use bytes::{Buf as _, Bytes, BytesMut};
 use files::Files;
 use paths::Paths;
-use std::{io, thread};
+use std::{io, sync::Arc, thread};
 use tokio::sync::{mpsc, oneshot};
 
 /// Chunks of requests that wait for the thread, each up to 32 KiB.
@@ -40,9 +40,8 @@ const BROKEN: u32 = 1;
 /// Serves one session to the end of the client's requests.
 pub(super) async fn serve(output: Output, channel: Channel, active: ActiveSession) {
     let Channel { shared, handle, lane, open, from: _ } = channel;
-    let paths = Paths::new(&shared.profile(), &shared.account);
     let exchange = async {
-        let (requests, answers, end) = start(paths)?;
+        let (requests, answers, end) = start(Arc::clone(&shared))?;
         let carried = carry(&output, &shared, &lane, answers);
         let feed = async {
             while let Some(data) = lane.input.next().await {
@@ -98,11 +97,13 @@ async fn carry(output: &Output, shared: &Shared, lane: &Lane, mut answers: mpsc:
 type Ends = (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>, oneshot::Receiver<io::Result<()>>);
 
 /// Starts the session's thread. It ends with its queues.
-fn start(paths: Paths) -> io::Result<Ends> {
+fn start(shared: Arc<Shared>) -> io::Result<Ends> {
     let (requests, from_client) = mpsc::channel(REQUESTS);
     let (to_client, answers) = mpsc::channel(ANSWERS);
     let (ended, end) = oneshot::channel();
     thread::Builder::new().name("sftp".to_owned()).spawn(move || {
+        let paths = Paths::new(&shared.profile(), &shared.account);
+        drop(shared);
         let result = answer_all(Files::new(paths), from_client, &to_client);
         // Nobody listens when the client went away.
         let _ = ended.send(result.map_err(io::Error::other));

@@ -16,6 +16,7 @@ pub(super) struct Paths {
 }
 
 impl Paths {
+    /// Looks where commands begin, which may block.
     pub(super) fn new(profile: &Profile, account: &Account) -> Self {
         Self { folder: profile.folder(account).to_owned(), home: account.home.clone() }
     }
