@@ -22,8 +22,7 @@ use futures::future::join_all;
 use rustix::process::Signal;
 use std::{
     ffi::OsString,
-    fmt,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -333,13 +332,7 @@ impl Scripts {
 
     /// What a short command writes, or why there is nothing. It ends with this call and takes along what it started. The limit
     /// begins when it runs: for one that cannot be started yet the caller waits, instead of starting the next beside it.
-    pub(crate) async fn output(
-        &self,
-        text: &str,
-        limit: Duration,
-        most: u64,
-        profile: &Arc<Profile>,
-    ) -> Result<String, String> {
+    pub(crate) async fn output(&self, text: &str, limit: Duration, most: u64, profile: &Arc<Profile>) -> Result<String, String> {
         let mut command = self.command(text, profile);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let started = blocking::run(self.launch(command, profile)).await.and_then(|started| started);

@@ -153,6 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_waits_for_is_not_begun_or_its_result_dropped() {
+        #[derive(Debug)]
         struct Told(mpsc::Sender<&'static str>, &'static str);
         impl Drop for Told {
             fn drop(&mut self) {

@@ -193,3 +193,21 @@ impl ReloadSignal {
         self.0.recv().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+    use tokio::process::Command;
+
+    #[tokio::test]
+    async fn a_group_that_is_not_let_go_is_killed() {
+        let start = || Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+        let (mut killed, mut kept) = (start(), start());
+        drop(KillOnDrop::new(Group::of(&killed).unwrap()));
+        KillOnDrop::new(Group::of(&kept).unwrap()).let_go();
+        assert_eq!(killed.wait().await.unwrap().signal(), Some(Signal::KILL.as_raw()));
+        assert!(kept.try_wait().unwrap().is_none());
+        kept.kill().await.unwrap();
+    }
+}

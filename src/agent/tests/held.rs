@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// The kernel takes a lease away after 45 s: what a test sees earlier than this was seen while the file hung.
 pub(in crate::agent) const HOLDS: Duration = Duration::from_secs(40);
 
+/// Linux's number of the command that chooses the signal; the crate `libc` has no name for it.
+const F_SETSIG: i32 = 10;
+
 /// A file on which this process has a lease.
 pub(in crate::agent) struct HeldFile {
     path: PathBuf,
@@ -29,7 +32,7 @@ impl HeldFile {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let held = Self { lease: File::open(&path).unwrap(), path, _folder: folder };
         // The holder is told that somebody waits by a signal, which would end it; this one does nothing.
-        held.fcntl(libc::F_SETSIG, libc::SIGURG).unwrap();
+        held.fcntl(F_SETSIG, libc::SIGURG).unwrap();
         loop {
             match held.fcntl(libc::F_SETLEASE, i32::from(libc::F_WRLCK)) {
                 Ok(()) => return held,
