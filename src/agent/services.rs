@@ -49,6 +49,9 @@ pub(crate) struct Services {
 
 impl Services {
     /// Listens and serves until [`Services::close`]. `log` is the file that keeps the agent's own log.
+    ///
+    /// # Cancel safety
+    /// What a cancelled or failed call has begun ends, and with it the node, once nobody else holds it.
     pub(crate) async fn start(
         agent: Uuid,
         tailnet: Tailnet,
@@ -59,6 +62,7 @@ impl Services {
         let (traffic, terminals) = (Traffic::default(), Terminals::new(ssh.clone()));
         let api = Api::new(tailnet.clone(), traffic.clone(), ssh.clone(), manifest, log);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let broken_off = stop.clone().drop_guard();
         let this = Self { agent, tailnet, ssh, terminals, api, traffic, stop, tasks };
         for port in SSH_PORTS {
             let listener = this.tailnet.listen_tcp(port).await?;
@@ -74,6 +78,7 @@ impl Services {
         this.spawn(this.clone().forward_rest(rest));
         let datagrams = this.tailnet.bind_udp_rest().await?;
         this.spawn(datagrams::forward(datagrams, |port| !RESERVED.contains(&port)));
+        broken_off.disarm();
         Ok(this)
     }
 

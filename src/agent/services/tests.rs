@@ -15,6 +15,7 @@ use crate::{
         pty::{Opening, Request, Size},
     },
 };
+use futures::poll;
 use serde_json::json;
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV6},
@@ -285,4 +286,19 @@ async fn datagrams_reach_services_on_both_loopback_addresses_and_their_answers_c
         assert_eq!(answer, (vec![7; 1_200], world.at(port)));
     }
     assert!(found > 0);
+}
+
+#[tokio::test]
+async fn a_start_that_is_broken_off_ends_its_node_and_all_it_has_begun() {
+    let tailnet = Tailnet::start(Config::agent(http(), AGENT).unwrap()).unwrap();
+    let (handle, mut own) = (tailnet.clone(), tailnet.own_node());
+    let mut start = Box::pin(Services::start(AGENT, tailnet, Server::new(Profile::default()), Value::Null, None));
+    // Each port takes the node one turn: three are asked for here, and the tasks of two run.
+    for _ in 0..3 {
+        assert!(poll!(&mut start).is_pending());
+        handle.counters().await.unwrap();
+    }
+    drop((start, handle));
+    let ended = async { while own.changed().await.is_ok() {} };
+    timeout(PATIENCE, ended).await.expect("the node lives on");
 }
