@@ -47,8 +47,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// What SSH sessions get to close when the agent stops.
-const SSH_LIMIT: Duration = Duration::from_secs(5);
 /// What scripts that still run get to end.
 const SCRIPTS_LIMIT: Duration = Duration::from_secs(5);
 /// What the scripts of the stop get together.
@@ -224,7 +222,7 @@ impl Running {
 
     /// Ends the sessions and runs the scripts of the stop: the state that the agent ends in.
     async fn end(&self) -> LifecycleState {
-        self.services.ssh.shutdown(SSH_LIMIT).await;
+        self.services.end_sessions().await;
         let _ = timeout(SCRIPTS_LIMIT, self.start.wait()).await;
         let profile = self.services.ssh.profile();
         let late = CancellationToken::new();

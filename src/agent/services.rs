@@ -26,6 +26,8 @@ use uuid::Uuid;
 const SSH_PORTS: [u16; 2] = [1, 22];
 /// Ports kept for services of the agent; what is not served among them is closed, not forwarded.
 const RESERVED: std::ops::RangeInclusive<u16> = 1..=8;
+/// What SSH sessions get to close when the agent stops.
+const SSH_LIMIT: Duration = Duration::from_secs(5);
 /// Most forwarded connections at the same time.
 const MAX_FORWARDS: usize = 4096;
 
@@ -111,10 +113,14 @@ impl Services {
         answers.get(answers.len() / 2).copied()
     }
 
-    /// Ends what is left and leaves the tunnel.
+    /// Tells all who are here that the agent stops, and ends their sessions and terminals within a few seconds.
+    pub(crate) async fn end_sessions(&self) {
+        tokio::join!(self.ssh.shutdown(SSH_LIMIT), self.terminals.shutdown());
+    }
+
+    /// Ends what [`Services::end_sessions`] has left and leaves the tunnel.
     pub(crate) async fn close(&self) {
         self.log_counters().await;
-        self.terminals.shutdown().await;
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

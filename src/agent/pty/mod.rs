@@ -34,7 +34,7 @@ use terminal::{Connection, Terminal};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::{OnceCell, Semaphore},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -51,6 +51,8 @@ const ROWS_COLUMNS: (u32, u32) = (24, 80);
 const OPENING: Duration = Duration::from_secs(20);
 /// How long a connection waits for its terminal's process to be started.
 const ATTACH: Duration = Duration::from_secs(30);
+/// What a client that has not said what it wants when the agent stops still gets for it.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// What the last words to a client, and all terminals at a stop, may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Most terminals at a time. Linux gives 4,096 to the whole machine.
@@ -181,7 +183,17 @@ impl Terminals {
             tracing::warn!(most = MAX_CONNECTIONS, "too many connections to terminals: one was turned away");
             return;
         };
-        let opening = match timeout(OPENING, read_opening(&mut stream)).await {
+        // A stop waits until all who are here were told.
+        let _here = self.shared.tasks.token();
+        let late = async {
+            self.shared.stop.cancelled().await;
+            sleep(LAST_CALL).await;
+        };
+        let opening = tokio::select! {
+            opening = timeout(OPENING, read_opening(&mut stream)) => opening,
+            () = late => return refuse(&mut stream, &OpenError::Stopping).await,
+        };
+        let opening = match opening {
             Ok(Ok(opening)) => opening,
             Ok(Err(error)) => return tracing::debug!(%error, "no terminal was asked for"),
             Err(_) => return tracing::debug!("a terminal's client never said what it wants"),
@@ -190,7 +202,11 @@ impl Terminals {
             Ok(opening) => opening,
             Err(reject) => return refuse(&mut stream, &reject.into()).await,
         };
-        match timeout(ATTACH, self.attach(&opening)).await.unwrap_or(Err(OpenError::Late)) {
+        let attached = tokio::select! {
+            attached = timeout(ATTACH, self.attach(&opening)) => attached.unwrap_or(Err(OpenError::Late)),
+            () = self.shared.stop.cancelled() => Err(OpenError::Stopping),
+        };
+        match attached {
             Ok(connection) => {
                 let _active = self.shared.server.count_session(KIND, from);
                 talk(stream, connection, &opening, &rest).await;
@@ -199,7 +215,8 @@ impl Terminals {
         }
     }
 
-    /// Hangs all terminals up and waits for their processes, for a few seconds.
+    /// Tells all who watch a terminal that the agent stops, hangs the terminals up and waits for their processes and for those
+    /// words, for a few seconds.
     pub(crate) async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
@@ -240,6 +257,9 @@ impl Terminals {
         let (id, shared, this) = (opening.id, Arc::clone(&self.shared), terminal.clone());
         self.shared.tasks.spawn(async move {
             let why = running.serve(&shared.stop).await;
+            if shared.stop.is_cancelled() {
+                this.tell(&format!("\r\n{}\r\n", OpenError::Stopping));
+            }
             shared.forget(id, &this);
             running.end().await;
             tracing::debug!(%id, why, "a terminal ended");

@@ -152,6 +152,15 @@ impl Terminal {
         let _ = self.0.input.send(bytes).await;
     }
 
+    /// Says something to all who watch it, but for those who are too far behind: nobody is waited for.
+    pub(super) fn tell(&self, words: &str) {
+        let words = Bytes::copy_from_slice(words.as_bytes());
+        for watcher in &self.state().watching {
+            // One that has left needs no words.
+            let _ = watcher.queue.try_send(words.clone());
+        }
+    }
+
     fn detach(&self, number: u64) {
         let mut state = self.state();
         state.watching.retain(|w| w.number != number);

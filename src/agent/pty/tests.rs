@@ -222,12 +222,15 @@ async fn a_client_that_does_not_read_is_dropped_and_the_others_get_every_byte() 
 }
 
 #[tokio::test]
-async fn a_stop_hangs_everything_up() {
+async fn a_stop_hangs_everything_up_and_says_so() {
     let terminals = terminals(2);
     let mut client = Client::open(&terminals, &opening(12, "trap '' HUP; echo ready; while :; do sleep 1; done")).await;
     client.until("ready").await;
-    timeout(PATIENCE, terminals.shutdown()).await.expect("it does not end");
-    client.rest().await;
+    let begin = tokio::time::Instant::now();
+    terminals.shutdown().await;
+    assert!(begin.elapsed() < FAREWELL, "it did not end");
+    let seen = String::from_utf8(client.rest().await).unwrap();
+    assert!(seen.ends_with("\r\nthe agent is shutting down\r\n"), "{seen:?}");
     let told = Client::open(&terminals, &opening(13, "")).await.rest().await;
     assert!(String::from_utf8(told).unwrap().contains("shutting down"));
 }

@@ -152,10 +152,14 @@ async fn a_terminal_is_come_back_to_with_its_last_64_kib_and_shared_by_all_who_a
     third.write_all(&typed("hello\n")).await.unwrap();
     assert_eq!(read_until(&mut second, "got hello\n").await, read_until(&mut third, "got hello\n").await);
     assert_eq!(world.services.sample().ssh.sessions.get(pty::KIND), Some(&2));
+    // The agent's stop is the end of the terminal, and told to whoever still watches, while the tunnel stands.
+    world.services.end_sessions().await;
+    for watcher in [&mut second, &mut third] {
+        let mut rest = String::new();
+        timeout(PATIENCE, watcher.read_to_string(&mut rest)).await.expect("the terminal outlives the agent").unwrap();
+        assert!(rest.ends_with("the agent is shutting down\r\n"), "{rest:?}");
+    }
     world.services.close().await;
-    let mut rest = Vec::new();
-    // The agent's stop is the end of the terminal, for whoever still watches.
-    let _ = timeout(PATIENCE, second.read_to_end(&mut rest)).await.expect("the terminal outlives the agent");
 }
 
 /// Vectors whose answers are data, and the maps in them whose keys are.
