@@ -10,7 +10,7 @@ use std::{
 
 /// What a file may grow to.
 const SIZE: u64 = 5 << 20;
-/// How many old ones are kept.
+/// How many old ones are kept; number 0 is one that is about to be.
 const KEPT: u32 = 10;
 
 /// An open log file.
@@ -46,21 +46,37 @@ impl LogFile {
         name.into()
     }
 
-    fn put_aside(&mut self) -> io::Result<()> {
-        for number in (1..KEPT).rev() {
-            // The older ones may not be there yet.
-            let _ = fs::rename(self.old(number), self.old(number + 1));
+    /// Puts the file aside and begins a new one. Where that cannot be, the open one is written on, and it is tried again when
+    /// as much more was written.
+    fn put_aside(&mut self) {
+        self.written = 0;
+        if let Ok(begun) = self.begin_anew() {
+            *self = begun;
         }
-        fs::rename(&self.path, self.old(1))?;
-        *self = Self::append(self.path.clone(), self.size)?;
-        Ok(())
+    }
+
+    fn begin_anew(&self) -> io::Result<Self> {
+        // To a name of its own first: the old ones move only where there is something to make room for.
+        let aside = self.old(0);
+        match fs::rename(&self.path, &aside) {
+            Ok(()) => {
+                for number in (0..KEPT).rev() {
+                    // The older ones may not be there yet.
+                    let _ = fs::rename(self.old(number), self.old(number + 1));
+                }
+            }
+            // Somebody has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Self::append(self.path.clone(), self.size)
     }
 }
 
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.written > 0 && self.written + bytes.len() as u64 > self.size {
-            self.put_aside()?;
+            self.put_aside();
         }
         let written = self.file.write(bytes)?;
         self.written += written as u64;
@@ -90,6 +106,41 @@ mod tests {
         drop(log);
         LogFile::append(path, 100).unwrap().write_all(b"more").unwrap();
         assert_eq!(read("log"), "line 13\nmore");
+    }
+
+    #[test]
+    fn a_log_that_somebody_removes_is_begun_anew_and_pushes_no_old_one_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut log = LogFile::append(path.clone(), 10).unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        for round in 0..12 {
+            log.write_all(format!("line {round:02}\n").as_bytes()).unwrap();
+        }
+        fs::remove_file(&path).unwrap();
+        for round in 12..14 {
+            log.write_all(format!("line {round:02}\n").as_bytes()).unwrap();
+        }
+        assert_eq!((read("log"), read("log.1")), ("line 13\n".into(), "line 12\n".into()));
+        assert_eq!(read("log.10"), "line 02\n", "one was made room for, not two");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_begun_anew_is_written_on_and_tried_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, taken) = (folder.path().join("log"), folder.path().join("log.0"));
+        let mut log = LogFile::append(path, 10).unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        log.write_all(b"line 00\n").unwrap();
+        log.write_all(b"line 01\n").unwrap();
+        // No file takes the name of a folder.
+        fs::create_dir(&taken).unwrap();
+        log.write_all(b"line 02\n").unwrap();
+        assert_eq!((read("log"), read("log.1")), ("line 01\nline 02\n".into(), "line 00\n".into()));
+        fs::remove_dir(&taken).unwrap();
+        log.write_all(b"line 03\n").unwrap();
+        assert_eq!((read("log"), read("log.1")), ("line 03\n".into(), "line 01\nline 02\n".into()));
+        assert_eq!(read("log.2"), "line 00\n");
     }
 
     #[test]
