@@ -102,3 +102,44 @@ impl Running {
         *self.state() = State::Ended;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::poll;
+    use std::{io::Read as _, os::unix::process::ExitStatusExt as _, process::Stdio};
+    use tokio::process::Command;
+
+    fn start(script: &str) -> (Child, Group) {
+        let child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        let group = Group::of(&child).unwrap();
+        (child, group)
+    }
+
+    #[tokio::test]
+    async fn behind_its_end_a_process_is_sent_nothing_and_its_terminal_is_not_held() {
+        let (mut child, group) = start("read x; exit 3");
+        let (mut terminal, control) = io::pipe().unwrap();
+        let running = Running::default();
+        running.begin(group, Some(control.into()));
+        assert!(poll!(pin!(running.wait(&mut child))).is_pending());
+        assert!(matches!(*running.state(), State::Runs { .. }));
+        drop(child.stdin.take());
+        let status = running.wait(&mut child).await.unwrap();
+        assert_eq!(status.code(), Some(3));
+        // From here on the number may be another's.
+        assert!(matches!(*running.state(), State::Ended));
+        assert_eq!(terminal.read(&mut [0]).unwrap(), 0, "the handle to its terminal is closed");
+        running.signal(Signal::KILL);
+        assert!(running.resize(Size::default()));
+    }
+
+    #[tokio::test]
+    async fn a_signal_that_comes_before_the_process_is_kept_for_it() {
+        let running = Running::default();
+        running.signal(Signal::TERM);
+        let (mut child, group) = start("read x");
+        running.begin(group, None);
+        assert_eq!(running.wait(&mut child).await.unwrap().signal(), Some(Signal::TERM.as_raw()));
+    }
+}
