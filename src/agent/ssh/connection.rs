@@ -315,7 +315,7 @@ impl Handler for Connection {
         protocol: &mut Protocol,
     ) -> Result<(), Self::Error> {
         let lane = self.channels.get(id);
-        let session = self.sessions.get_mut(&id).filter(|s| s.can_start());
+        let session = self.sessions.get_mut(&id).filter(|s| s.wants_display());
         let (Some(lane), Some(session)) = (lane, session) else { return protocol.channel_failure(id) };
         let asked = Display { protocol: protocol_name, cookie, screen, single };
         let display = told("X11", self.listeners.display(asked, protocol.handle(), lane.gone).await);

@@ -39,7 +39,7 @@ use tokio_util::{
 };
 
 /// Most sockets that one connection listens on.
-const MAX_LISTENERS: usize = 256;
+pub(super) const MAX_LISTENERS: usize = 256;
 /// How long a name or a path to listen on may take to be found; the connection waits for it.
 const FIND: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, which means that the machine has no descriptors left.
@@ -75,16 +75,20 @@ pub(super) struct Listeners {
     slots: Arc<Semaphore>,
     ends: HashMap<Key, DropGuard>,
     key_agent: Option<(PathBuf, DropGuard)>,
+    /// The ends of the sessions that were given a display.
+    displays: Vec<CancellationToken>,
 }
 
 impl Listeners {
     pub(super) fn new(shared: Arc<Shared>, open: TaskTracker, channels: Arc<Channels>) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_CHANNELS));
-        Self { shared, open, channels, slots, ends: HashMap::new(), key_agent: None }
+        Self { shared, open, channels, slots, ends: HashMap::new(), key_agent: None, displays: Vec::new() }
     }
 
-    fn room(&self) -> io::Result<()> {
-        let full = self.ends.len() >= MAX_LISTENERS || self.shared.stop.is_cancelled();
+    fn room(&mut self) -> io::Result<()> {
+        self.displays.retain(|gone| !gone.is_cancelled());
+        let listening = self.ends.len() + self.displays.len() + usize::from(self.key_agent.is_some());
+        let full = listening >= MAX_LISTENERS || self.shared.stop.is_cancelled();
         if full { Err(io::Error::other("the connection listens on too many sockets")) } else { Ok(()) }
     }
 
@@ -143,8 +147,8 @@ impl Listeners {
         Ok(path)
     }
 
-    /// `x11-req`: the display's name. It ends with the session, whose `gone` this is.
-    pub(super) async fn display(&self, asked: Display<'_>, handle: Handle, gone: CancellationToken) -> io::Result<String> {
+    /// `x11-req`: the display's name. It ends with the session, whose `gone` this is and which has none yet.
+    pub(super) async fn display(&mut self, asked: Display<'_>, handle: Handle, gone: CancellationToken) -> io::Result<String> {
         self.room()?;
         let (number, listener) = x11::bind().await?;
         let shared = &self.shared;
@@ -159,6 +163,7 @@ impl Listeners {
             display: None,
         };
         x11::authorise(sources.build(), number, asked.protocol, asked.cookie).await?;
+        self.displays.push(gone.clone());
         self.spawn(Listener::Tcp(listener), Origin::X11 { single: asked.single }, handle, gone);
         Ok(format!("localhost:{number}.{}", asked.screen))
     }

@@ -22,13 +22,7 @@ use russh::{
 };
 use rustix::process::Signal;
 use std::{
-    io,
-    net::IpAddr,
-    os::unix::process::ExitStatusExt as _,
-    path::PathBuf,
-    process::ExitStatus,
-    sync::Arc,
-    time::Duration,
+    io, net::IpAddr, os::unix::process::ExitStatusExt as _, path::PathBuf, process::ExitStatus, sync::Arc, time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -201,6 +195,11 @@ impl Session {
     /// `auth-agent-req`: where the command finds the client's key agent.
     pub(super) fn set_key_agent(&mut self, socket: PathBuf) {
         self.key_agent = Some(socket);
+    }
+
+    /// Whether it may be given a display: it has none, and nothing was started yet.
+    pub(super) fn wants_display(&self) -> bool {
+        self.can_start() && self.display.is_none()
     }
 
     /// `x11-req`: the display that the command finds.

@@ -1,7 +1,10 @@
 //! Connections that come from the agent's machine to the client, and unix sockets in both directions.
 
-use super::{Client, Offered, Seen, connect, connect_and_listen, server, to_the_end, within};
-use russh::{Channel, ChannelOpenFailure, client};
+use super::{
+    super::{Profile, Server, listen::MAX_LISTENERS},
+    Client, Offered, Seen, connect, connect_and_listen, server, to_the_end, within,
+};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, client};
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -234,4 +237,31 @@ async fn a_session_that_asks_finds_the_clients_key_agent() {
     }
     drop(client);
     gone(&folder).await;
+}
+
+#[tokio::test]
+async fn a_session_has_one_display_and_those_count_among_the_sockets_of_their_connection() {
+    if std::process::Command::new("xauth").arg("-V").output().is_err() {
+        return println!("skipped: no xauth on this machine");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let variables = [("XAUTHORITY".to_owned(), folder.path().join("cookies").to_str().unwrap().to_owned())].into();
+    let server = Server::new(Profile { variables, ..Profile::default() });
+    let (client, _) = connect(&server).await;
+    let ask = async |channel: &mut Channel<client::Msg>| {
+        channel.request_x11(true, false, "MIT-MAGIC-COOKIE-1", "00112233445566778899aabbccddeeff", 0).await.unwrap();
+        matches!(within(channel.wait()).await, Some(ChannelMsg::Success))
+    };
+    let mut one = client.channel_open_session().await.unwrap();
+    assert!(ask(&mut one).await);
+    assert!(!ask(&mut one).await, "a second one would be nobody's");
+    for _ in 1..MAX_LISTENERS {
+        client.tcpip_forward("127.0.0.1", 0).await.unwrap();
+    }
+    assert!(client.tcpip_forward("127.0.0.1", 0).await.is_err(), "the display is one of them");
+    let mut two = client.channel_open_session().await.unwrap();
+    assert!(!ask(&mut two).await);
+    one.exec(true, "echo $DISPLAY").await.unwrap();
+    assert!(to_the_end(&mut one).await.text().starts_with("localhost:"));
+    client.tcpip_forward("127.0.0.1", 0).await.unwrap();
 }
