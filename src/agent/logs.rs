@@ -46,7 +46,15 @@ struct State {
     full: bool,
     /// Nothing waits for company any more.
     hurry: bool,
-    dropped: u64,
+    /// Lines that found no room, for each source that is not told of them yet.
+    dropped: BTreeMap<Uuid, u64>,
+}
+
+impl State {
+    fn push(&mut self, source: Uuid, log: Log) {
+        self.bytes += log.output.len() + OVERHEAD;
+        self.lines.entry(source).or_default().push(log);
+    }
 }
 
 impl Default for Logs {
@@ -66,15 +74,15 @@ impl Logs {
             if state.full {
                 return false;
             }
-            if state.bytes + bytes > ROOM {
-                if state.dropped == 0 {
+            // Behind a gap nothing comes before the words about it.
+            if state.bytes + bytes > ROOM || state.dropped.contains_key(&source) {
+                if state.dropped.is_empty() {
                     tracing::warn!("scripts write faster than the server takes their logs: lines are dropped");
                 }
-                state.dropped += 1;
+                *state.dropped.entry(source).or_default() += 1;
                 return false;
             }
-            state.bytes += bytes;
-            state.lines.entry(source).or_default().push(log);
+            state.push(source, log);
             true
         });
     }
@@ -149,6 +157,12 @@ impl Logs {
                     state.lines.remove(&source);
                 }
             }
+            for (source, count) in std::mem::take(&mut state.dropped) {
+                let what = if count == 1 { "1 line was" } else { &format!("{count} lines were") };
+                let output = format!("{what} left out here: they came faster than the server took them");
+                let created_at = Some(timestamp(clock::wall()));
+                state.push(source, Log { created_at, output, level: LogLevel::Warn.into() });
+            }
             if full {
                 tracing::warn!("the server has the most log lines that it keeps for this agent: no more are sent");
                 *state = State { full, ..State::default() };
@@ -216,12 +230,35 @@ mod tests {
         for _ in 0..40 {
             logs.line(SOURCE, LogLevel::Info, &[b'y'; LINE]);
         }
-        assert!(logs.0.borrow().bytes <= ROOM && logs.0.borrow().dropped > 0);
+        assert!(logs.0.borrow().bytes <= ROOM && logs.0.borrow().dropped[&SOURCE] > 0);
         let server = Fake::new(|_, _: &[u8]| Ok(BatchCreateLogsResponse { log_limit_exceeded: true }.encode_to_vec()));
         let _ = timeout(Duration::from_secs(5), logs.send(&server)).await;
         logs.line(SOURCE, LogLevel::Info, b"late");
         let _ = timeout(Duration::from_secs(5), logs.send(&server)).await;
         assert_eq!(server.asked::<BatchCreateLogsRequest>(BATCH_CREATE_LOGS).len(), 1);
         timeout(Duration::from_secs(1), logs.flushed()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_found_no_room_are_told_where_they_are_missing() {
+        let (logs, other) = (Logs::default(), Uuid::from_u128(8));
+        for _ in 0..20 {
+            logs.line(SOURCE, LogLevel::Info, &[b'y'; LINE]);
+        }
+        // This one would fit, and is behind the gap all the same.
+        logs.line(SOURCE, LogLevel::Info, b"short");
+        logs.line(other, LogLevel::Info, b"fits");
+        let kept = logs.0.borrow().lines[&SOURCE].len();
+        let server = Fake::new(taken);
+        let _ = timeout(Duration::from_secs(5), logs.send(&server)).await;
+        logs.line(SOURCE, LogLevel::Info, b"again");
+        let _ = timeout(Duration::from_secs(5), logs.send(&server)).await;
+        let asked = server.asked::<BatchCreateLogsRequest>(BATCH_CREATE_LOGS);
+        let (mine, others): (Vec<_>, Vec<_>) = asked.into_iter().partition(|batch| batch.log_source_id == SOURCE.as_bytes());
+        let lines = texts(&mine).concat();
+        let missing = format!("{} lines were left out here: they came faster than the server took them", 21 - kept);
+        assert_eq!(lines[kept..], [missing.as_str(), "again"]);
+        assert_eq!(texts(&others), [["fits"]]);
+        assert_eq!(logs.0.borrow().bytes, 0);
     }
 }
