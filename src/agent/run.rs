@@ -137,8 +137,9 @@ impl Calls for Control {
     }
 }
 
-/// Runs an agent until `stop`, then says good-bye to sessions, server and peers: in about 18 seconds at most, and two minutes
-/// more where scripts are to run at the stop.
+/// Runs an agent until `stop`, then says good-bye to sessions, server and peers: in about 18 seconds at most, of which five are
+/// for sessions and terminals, five for scripts that still run and five for the last reports, and two minutes more where
+/// scripts are to run at the stop.
 ///
 /// A server that is not there, or that refuses the token, is asked again and again.
 ///
