@@ -204,7 +204,7 @@ mod tests {
         let wait = std::sync::Arc::new(Mutex::new(wait));
         for _ in 0..AT_FIRST + MAX_WAITING {
             let wait = std::sync::Arc::clone(&wait);
-            held.push(tokio::spawn(pool.run(move || drop(wait.lock().unwrap().recv()))));
+            held.push(tokio::spawn(pool.run(move || wait.lock().unwrap().recv().is_err())));
         }
         tokio::task::yield_now().await;
         let refused = async {
