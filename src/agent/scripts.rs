@@ -336,7 +336,9 @@ impl Scripts {
         let mut command = self.command(text, profile);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let started = blocking::run(self.launch(command, profile)).await.and_then(|started| started);
-        let (_kill, mut child) = started.map_err(|error| format!("cannot be run: {error}"))?;
+        let (kill, mut child) = started.map_err(|error| format!("cannot be run: {error}"))?;
+        // Behind the child, and so dropped before it: until then its number is its own.
+        let _kill = kill;
         let Some(mut stdout) = child.stdout.take() else { return Err("has no output".to_owned()) };
         let run = async {
             let mut value = Vec::new();

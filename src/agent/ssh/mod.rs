@@ -7,7 +7,8 @@
 //!
 //! One connection is one task (russh's), each channel another. Nothing that a channel waits for stops the connection:
 //! input is queued (`input`), output waits for the client's window before it enters the connection's queue, and a
-//! stuck write does not stop reading (`transport`).
+//! stuck write does not stop reading (`transport`). What may wait for a file system, as a look at a folder and the start of a
+//! program do, waits on a thread of its own (`driver::blocking`).
 
 mod channels;
 mod connection;
