@@ -24,7 +24,7 @@ pub fn entries(path: &Path) -> BTreeMap<String, String> {
         let mut entry = archive.by_index(at).unwrap();
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
-        (entry.name().to_owned(), text)
+        (entry.name().unwrap().into_owned(), text)
     };
     (0..archive.len()).map(read).collect()
 }
