@@ -18,7 +18,7 @@ use std::{
 };
 
 /// The entries of an archive, as any program that reads such archives finds them.
-pub fn entries(path: &Path) -> BTreeMap<String, String> {
+pub(crate) fn entries(path: &Path) -> BTreeMap<String, String> {
     let mut archive = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
     let count = archive.len();
     let read = |at| {
