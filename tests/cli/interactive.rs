@@ -76,9 +76,9 @@ fn a_silent_connection_is_told_so_is_its_return_and_ctrl_c_twice_leaves_it() {
 fn a_second_interrupt_ends_a_command_while_it_says_good_bye_to_nobody() {
     let lab = Lab::new();
     let left = |interrupts: u32| {
-        let line = ["ssh", "-v", "--disable-direct-connections", "dev", "--", "echo up; exec sleep 1000"];
+        let line = ["ssh", "-v", "--disable-direct-connections", "dev", "--", "echo it-runs; exec sleep 1000"];
         let mut command = Process::start("coder ssh", lab.server.coder(&line));
-        command.wait_for("up");
+        command.wait_for("it-runs");
         command.drain();
         for other in [&lab.agent, &lab.server.process] {
             other.signal(Signal::STOP);

@@ -99,7 +99,6 @@ fn no_output_holds_a_secret() {
         &["speedtest", "-v", "dev", "-t", "1s"],
         &["port-forward", "-v", "dev"],
         &["port-forward", "-v", "nope", "--tcp", "1"],
-        &["config-ssh", "-v", "--dry-run"],
         &["support", "bundle", "-v", "--yes", "-O", "/dev/null/no", "dev"],
         &["start", "-v", "--yes", "dev"],
         &["logs", "-v", "dev"],
