@@ -225,7 +225,7 @@ mod tests {
             let ended = ended.clone();
             flows.pass(&key, QUIET, Vec::new(), |inbox| async move {
                 drop(inbox);
-                drop(ended.send(()));
+                let _ = ended.send(());
             });
             ends.recv().await;
             assert!(flows.flows.len() <= SMALL, "{} flows at {key}", flows.flows.len());
