@@ -118,14 +118,15 @@ async fn headers_within(global: &Global, url: &str, limit: Duration) -> anyhow::
             output = timeout(limit, output(command, url)) => output,
             signal = signals.next() => return Err(Signalled(signal).into()),
         };
+        // Neither its text nor what it printed is shown: both may hold secrets.
         let output = output
-            .with_context(|| format!("the header command {command:?} did not end within {} s", limit.as_secs()))?
-            .with_context(|| format!("cannot run the header command {command:?}"))?;
+            .with_context(|| format!("the header command did not end within {} s", limit.as_secs()))?
+            .context("cannot run the header command")?;
         if !output.status.success() {
-            bail!("the header command {command:?} failed: {}", output.status);
+            bail!("the header command failed: {}", output.status);
         }
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            headers.push(split(line).with_context(|| format!("the header command {command:?} printed a line without \"=\""))?);
+        for (at, line) in String::from_utf8_lossy(&output.stdout).lines().enumerate() {
+            headers.push(split(line).with_context(|| format!("line {} of the header command's output has no \"=\"", at + 1))?);
         }
     }
     Ok(headers)
@@ -195,8 +196,10 @@ mod tests {
         let text = async |line: &[&str]| format!("{:#}", headers(&global(line), "http://h").await.unwrap_err());
         let error = text(&["--header", "A=b", "--header", "Authorization: hunter2"]).await;
         assert!(error.contains("number 2") && !error.contains("hunter2"), "{error}");
-        assert!(text(&["--header-command", "exit 3"]).await.contains("exit status: 3"));
-        assert!(text(&["--header-command", "echo nope"]).await.contains("without \"=\""));
+        for (command, told) in [(": hunter2; exit 3", "failed: exit status: 3"), ("echo a=1; echo hunter2", "line 2 of ")] {
+            let error = text(&["--header-command", command]).await;
+            assert!(error.contains("header command") && error.contains(told) && !error.contains("hunter2"), "{error}");
+        }
     }
 
     #[tokio::test]

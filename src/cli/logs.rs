@@ -26,12 +26,12 @@ use tracing_subscriber::{
 
 /// Starts logging to standard error: `level` and above of our own parts.
 pub(super) fn start(level: LevelFilter) {
-    begin(ours(level), std::io::stderr);
+    begin(ours(level), io::stderr);
 }
 
 /// The same, and the audit lines whatever the level.
 pub(super) fn start_with_audit(level: LevelFilter) {
-    begin(ours(level).with_target("tailnet::audit", LevelFilter::INFO), std::io::stderr);
+    begin(ours(level).with_target("tailnet::audit", LevelFilter::INFO), io::stderr);
 }
 
 /// The same to a file.
@@ -47,8 +47,8 @@ fn begin(filter: Targets, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 's
 /// What an agent logs: `level` and above to the file `human`, if it is named, and everything of ours to `file`.
 pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<LogFile>) -> anyhow::Result<()> {
     let human = match human.as_os_str().as_encoded_bytes() {
-        b"" => BoxMakeWriter::new(std::io::sink),
-        b"/dev/stderr" => BoxMakeWriter::new(std::io::stderr),
+        b"" => BoxMakeWriter::new(io::sink),
+        b"/dev/stderr" => BoxMakeWriter::new(io::stderr),
         _ => {
             let opened = OpenOptions::new().create(true).append(true).open(human);
             let opened = opened.with_context(|| format!("cannot write the log {} of --log-human", human.display()))?;
@@ -65,7 +65,7 @@ pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<Log
 
 /// `level` and above to standard error, and everything of ours to `file`.
 pub(super) fn start_beside(level: LevelFilter, file: File) {
-    begin_beside(level, BoxMakeWriter::new(std::io::stderr), file);
+    begin_beside(level, BoxMakeWriter::new(io::stderr), file);
 }
 
 fn begin_beside(level: LevelFilter, human: BoxMakeWriter, file: impl io::Write + Send + 'static) {

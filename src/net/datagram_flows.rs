@@ -23,6 +23,8 @@ use tokio::{
 const QUIET: Duration = Duration::from_secs(120);
 const QUIET_DNS: Duration = Duration::from_secs(30);
 const DNS: u16 = 53;
+/// A table that is smaller is not looked through for flows that have ended.
+const SMALL: usize = 16;
 /// Flows of one table.
 const MAX_FLOWS: usize = 1024;
 /// Datagrams that may wait for one flow; beyond it they are dropped, as a network would.
@@ -37,6 +39,8 @@ pub(crate) const fn quiet_limit(port: u16) -> Duration {
 #[derive(Debug)]
 pub(crate) struct Flows<K> {
     flows: HashMap<K, Flow>,
+    /// At this size those that have ended are looked for.
+    sweep_at: usize,
     max: usize,
     dropped: u64,
 }
@@ -112,7 +116,7 @@ impl<K: Eq + Hash + Clone> Flows<K> {
     }
 
     fn with_room_for(max: usize) -> Self {
-        Self { flows: HashMap::new(), max, dropped: 0 }
+        Self { flows: HashMap::new(), sweep_at: SMALL.min(max), max, dropped: 0 }
     }
 
     /// Gives a datagram to its flow. `open` starts one when there is none: what it returns runs as a task until it ends by
@@ -141,12 +145,14 @@ impl<K: Eq + Hash + Clone> Flows<K> {
         self.flows.insert(key.clone(), Flow { datagrams: sender, used, task });
     }
 
-    /// Forgets the flows that have ended, and if that is not enough the one that was used longest ago.
+    /// Forgets the flows that have ended whenever the table has doubled, and if it is full then, the one that was used
+    /// longest ago.
     fn make_room(&mut self) {
-        if self.flows.len() < self.max {
+        if self.flows.len() < self.sweep_at {
             return;
         }
         self.flows.retain(|_, flow| !flow.datagrams.is_closed());
+        self.sweep_at = (2 * self.flows.len()).clamp(SMALL.min(self.max), self.max);
         if self.flows.len() < self.max {
             return;
         }
@@ -209,6 +215,21 @@ mod tests {
         let mut keys: Vec<_> = flows.flows.keys().copied().collect();
         keys.sort_unstable();
         assert_eq!(keys, ["a", "c"]);
+    }
+
+    #[tokio::test]
+    async fn flows_that_have_ended_are_forgotten_long_before_the_table_is_full() {
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let mut flows = Flows::new();
+        for key in 0..MAX_FLOWS {
+            let ended = ended.clone();
+            flows.pass(&key, QUIET, Vec::new(), |inbox| async move {
+                drop(inbox);
+                let _ = ended.send(());
+            });
+            ends.recv().await;
+            assert!(flows.flows.len() <= SMALL, "{} flows at {key}", flows.flows.len());
+        }
     }
 
     #[tokio::test]

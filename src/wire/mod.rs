@@ -5,6 +5,7 @@ mod classify;
 pub mod coord;
 pub mod derp;
 pub mod disco;
+pub mod events;
 pub mod ip;
 pub mod pcap;
 pub mod pty;

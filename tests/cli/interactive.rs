@@ -3,7 +3,7 @@
 use crate::{
     Lab,
     harness::{
-        process::{LIMIT, Process, gone_within, pidfd, run, text},
+        process::{LIMIT, Process, run, text},
         terminal::Terminal,
     },
 };
@@ -73,19 +73,33 @@ fn a_silent_connection_is_told_so_is_its_return_and_ctrl_c_twice_leaves_it() {
 }
 
 #[test]
-fn a_second_interrupt_ends_a_command_whose_agent_does_not_answer() {
+fn a_second_interrupt_ends_a_command_while_it_says_good_bye_to_nobody() {
     let lab = Lab::new();
-    let mut command = Process::start("coder ssh", lab.server.coder(&["ssh", "dev", "--", "echo up; exec sleep 1000"]));
-    command.wait_for("up");
-    lab.agent.signal(Signal::STOP);
-    let process = pidfd(command.pid());
-    command.signal(Signal::INT);
-    // The first may be enough.
-    if !gone_within(&process, Duration::from_millis(200)) {
+    let left = |interrupts: u32| {
+        let line = ["ssh", "-v", "--disable-direct-connections", "dev", "--", "echo it-runs; exec sleep 1000"];
+        let mut command = Process::start("coder ssh", lab.server.coder(&line));
+        command.wait_for("it-runs");
+        command.drain();
+        for other in [&lab.agent, &lab.server.process] {
+            other.signal(Signal::STOP);
+        }
         command.signal(Signal::INT);
-    }
-    assert_eq!(command.wait(SOON).code(), Some(130));
-    lab.agent.signal(Signal::CONT);
+        // The first line of the good-bye: from here on it is the others that are waited for.
+        command.wait_for("counters {");
+        let began = Instant::now();
+        if interrupts > 1 {
+            command.signal(Signal::INT);
+        }
+        assert_eq!(command.wait(LIMIT).code(), Some(130));
+        let took = began.elapsed();
+        for other in [&lab.agent, &lab.server.process] {
+            other.signal(Signal::CONT);
+        }
+        took
+    };
+    let (once, twice) = (left(1), left(2));
+    println!("gone {once:?} after one interrupt, {twice:?} after the second one");
+    assert!(twice * 3 < once, "the second interrupt changes nothing: {once:?}, {twice:?}");
 }
 
 #[test]

@@ -12,7 +12,11 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     thread,
+    time::Duration,
 };
+
+/// How soon a session answers that stands still for a moment because of a forward.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// Starts a local program that gives everything back, and its port.
 fn echo() -> u16 {
@@ -111,12 +115,18 @@ fn a_local_program_that_does_not_read_leaves_the_session_alive() {
     let port: u16 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (_held, _) = stuck.accept().unwrap();
-    // More than the sockets and the SSH library hold together; it all lies here.
-    stream.write_all(&vec![7; 12 << 20]).unwrap();
+    // More than may wait for it here.
+    let writer = thread::spawn(move || {
+        let block = vec![7; 1 << 20];
+        (0..256).try_for_each(|_| stream.write_all(&block)).is_err()
+    });
     for word in ["one", "two", "three"] {
         session.type_in(format!("{word}\n").as_bytes());
-        session.wait_for(word);
+        session.wait_within(word, ANSWER);
     }
+    assert!(writer.join().unwrap(), "it is never cut off");
+    session.type_in(b"four\n");
+    session.wait_within("four", ANSWER);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! No secret is ever written where logs go.
 
 use crate::harness::{
-    LIMIT, Process, Server, clean, coder,
+    LIMIT, Process, Server, clean, coder, free_port,
     process::{find, run, text},
 };
 use rustix::process::Signal;
@@ -94,6 +94,14 @@ fn no_output_holds_a_secret() {
         &["netcheck", "-v"],
         &["list", "-v", "--nope"],
         &["login", "-v"],
+        &["ssh", "-v", "--stdio", "dev"],
+        &["exp", "rpty", "-v", "dev", "true"],
+        &["speedtest", "-v", "dev", "-t", "1s"],
+        &["port-forward", "-v", "dev"],
+        &["port-forward", "-v", "nope", "--tcp", "1"],
+        &["support", "bundle", "-v", "--yes", "-O", "/dev/null/no", "dev"],
+        &["start", "-v", "--yes", "dev"],
+        &["logs", "-v", "dev"],
     ] {
         for token in [&server.token, &user_token, WRONG_TOKEN] {
             let mut command = server.coder_as(token, &[]);
@@ -105,6 +113,20 @@ fn no_output_holds_a_secret() {
                 log.add_secret("stored login", stored.trim());
             }
         }
+    }
+    let mut forward = server.coder(&[]);
+    forward.args(&headers).args(["port-forward", "-v", "dev", "--tcp", &free_port().to_string()]);
+    let mut forward = Process::start("port-forward", forward);
+    forward.wait_for("Ready!");
+    forward.signal(Signal::INT);
+    forward.wait(LIMIT);
+    log.add("port-forward", &forward.drain().join("\n"));
+    // What a header command is and prints is no reason to show it.
+    for ending in ["exit 3", "echo no header"] {
+        let command = format!("--header-command=echo X-More={HEADER_COMMAND}; {ending}");
+        let out = run(server.coder(&["list", "-v", &command]), b"");
+        assert_eq!(out.status.code(), Some(1), "{ending}");
+        log.add("a header command that fails", &(text(&out.stdout) + &text(&out.stderr)));
     }
     for (made, what) in
         [(&["create", "-v", "two"][..], "new agent's token"), (&["users", "create", "-v", "eve"], "new user's token")]

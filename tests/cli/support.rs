@@ -18,15 +18,16 @@ use std::{
 };
 
 /// The entries of an archive, as any program that reads such archives finds them.
-pub fn entries(path: &Path) -> BTreeMap<String, String> {
+pub(crate) fn entries(path: &Path) -> BTreeMap<String, String> {
     let mut archive = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let count = archive.len();
     let read = |at| {
         let mut entry = archive.by_index(at).unwrap();
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
-        (entry.name().to_owned(), text)
+        (entry.name().unwrap().into_owned(), text)
     };
-    (0..archive.len()).map(read).collect()
+    (0..count).map(read).collect()
 }
 
 fn document(entries: &BTreeMap<String, String>, name: &str) -> Value {

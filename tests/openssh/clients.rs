@@ -85,8 +85,8 @@ fn git_clones_pushes_and_pulls() {
 }
 
 fn library(modules: &[&str], script: &str) {
+    let Some(python) = python(modules) else { return };
     direct_and_relayed(&[], |laptop| {
-        let Some(python) = python(modules) else { return };
         let script = beside(script);
         let (there, port) = (laptop.there(), echo().to_string());
         let proxy = laptop.proxy();
@@ -109,8 +109,8 @@ fn asyncssh_is_served() {
 
 #[test]
 fn ansible_finds_the_workspace() {
+    let Some(python) = python(&["ansible"]) else { return };
     direct_and_relayed(&["scp", "sftp"], |laptop| {
-        let Some(python) = python(&["ansible"]) else { return };
         let settings = format!("ansible_python_interpreter={}", python.display());
         let common = format!("-F {}", laptop.config.display());
         let inventory = format!("{HOST},");

@@ -18,9 +18,9 @@ use std::{
 };
 
 #[derive(Debug, Serialize)]
-pub(super) struct Document {
+pub(in crate::cli) struct Document {
     pub(super) derp: Derp,
-    pub(super) interfaces: Interfaces,
+    pub(in crate::cli) interfaces: Interfaces,
 }
 
 #[derive(Debug, Serialize)]
@@ -124,7 +124,7 @@ struct Netcheck {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Interfaces {
+pub(in crate::cli) struct Interfaces {
     pub(super) severity: Severity,
     /// Null when there are none, unlike all others.
     pub(super) warnings: Option<Vec<Warning>>,

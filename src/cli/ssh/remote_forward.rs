@@ -2,8 +2,9 @@
 //!
 //! Data of a forwarded connection waits in a queue of its own, so that a local program that is slow does not hold the
 //! session up at once: russh gives window back on receipt and its client offers no way to hold it. From 16 MiB on the
-//! whole connection is slowed down. All forwards of a session share [`MAX_WAITING`]: beyond it a local program for which more
-//! than its part waits counts as stuck, and its connection is closed.
+//! whole connection is slowed down to the pace of the program, but never for one that reads nothing: the session would stand
+//! still with it. All forwards of a session share [`MAX_WAITING`]: beyond it a local program for which more than its part
+//! waits counts as stuck, and its connection is closed.
 
 use crate::{
     agent::ssh::input::Input,
@@ -18,7 +19,7 @@ use russh::{
 };
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::{
     io::{AsyncWriteExt as _, copy},
@@ -31,6 +32,8 @@ const MAX_CONNECTIONS: usize = 256;
 const SLOW_FROM: usize = 16 << 20;
 /// Bytes that stuck local programs may leave here together.
 const MAX_WAITING: usize = 64 << 20;
+/// How many seconds the session may stand still for a local program that reads nothing.
+const PATIENCE: u32 = 3;
 /// What waits for a program that reads is less: none is closed for what others leave. So there is never twice the above.
 const PART: usize = MAX_WAITING / MAX_CONNECTIONS;
 
@@ -148,7 +151,7 @@ impl Forwards {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let waiting = Waiting { all: Arc::clone(&self.waiting), own: AtomicUsize::new(0) };
+        let waiting = Waiting::new(Arc::clone(&self.waiting));
         tokio::spawn(async move {
             let _slot = slot;
             match to.connect().await {
@@ -170,9 +173,15 @@ impl Forwards {
 struct Waiting {
     all: Arc<AtomicUsize>,
     own: AtomicUsize,
+    /// Bytes that the program was given so far.
+    given: AtomicU64,
 }
 
 impl Waiting {
+    const fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { all, own: AtomicUsize::new(0), given: AtomicU64::new(0) }
+    }
+
     /// So many are there now; whether the program counts as stuck.
     fn set(&self, own: usize) -> bool {
         let before = self.own.swap(own, Ordering::Relaxed);
@@ -184,6 +193,7 @@ impl Waiting {
 
     /// So many were given to the program.
     fn gave(&self, bytes: usize) {
+        self.given.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.set(self.own.load(Ordering::Relaxed).saturating_sub(bytes));
     }
 }
@@ -200,6 +210,7 @@ async fn carry(channel: Channel<Msg>, waiting: &Waiting, socket: Socket) {
     let (mut incoming, outgoing) = channel.split();
     let input = Input::default();
     let take = async {
+        let (mut vain, mut given) = (0, 0);
         loop {
             match incoming.wait().await {
                 Some(ChannelMsg::Data { data }) => {
@@ -209,7 +220,13 @@ async fn carry(channel: Channel<Msg>, waiting: &Waiting, socket: Socket) {
                         return;
                     }
                     if waits > SLOW_FROM {
-                        input.wait_for_room().await;
+                        let by_now = waiting.given.load(Ordering::Relaxed);
+                        if by_now != given {
+                            (vain, given) = (0, by_now);
+                        }
+                        if vain < PATIENCE && !input.wait_for_room().await {
+                            vain += 1;
+                        }
                     }
                 }
                 Some(ChannelMsg::Eof) => input.finish(),
@@ -253,7 +270,7 @@ mod tests {
     #[test]
     fn all_forwards_share_what_may_wait_and_only_who_has_more_than_its_part_is_stuck() {
         let all = Arc::new(AtomicUsize::new(0));
-        let connection = || Waiting { all: Arc::clone(&all), own: AtomicUsize::new(0) };
+        let connection = || Waiting::new(Arc::clone(&all));
         let (slow, stuck, quick) = (connection(), connection(), connection());
         assert!(!slow.set(MAX_WAITING - PART) && !quick.set(PART));
         assert!(stuck.set(PART + 1), "together they are too many");

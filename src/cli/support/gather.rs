@@ -173,10 +173,11 @@ async fn of_workspace(client: &Client, workspace: &Workspace) -> Vec<Part> {
 
 /// What the server knows of the agent.
 async fn of_agent(client: &Client, agent: Uuid) -> Vec<Part> {
-    let whole = json_of(client, &format!("/api/v2/workspaceagents/{agent}"));
-    let ports = json_of(client, &format!("/api/v2/workspaceagents/{agent}/listening-ports"));
+    let path = |of: &str| format!("/api/v2/workspaceagents/{agent}{of}");
+    let (own, listening) = (path(""), path("/listening-ports"));
+    let (whole, ports) = (json_of(client, &own), json_of(client, &listening));
     let log = async {
-        let lines = ask(client, &format!("/api/v2/workspaceagents/{agent}/logs")).await?;
+        let lines = ask(client, &path("/logs")).await?;
         let line = |line: &Value| {
             let text = |key| line.get(key).and_then(Value::as_str).unwrap_or_default();
             format!("{} [{}] {}\n", text("created_at"), text("level"), text("output"))
@@ -272,7 +273,7 @@ async fn peer(tunnel: &Tunnel) -> anyhow::Result<Vec<u8>> {
         "coordinator": control,
         "received_node": peer.as_ref().map(|peer| json!({
             "key": peer.key.to_string(),
-            "preferred_derp": peer.home,
+            "preferred_derp": peer.home.get(),
             "endpoints": peer.endpoints,
         })),
         "last_wireguard_handshake_seconds_ago": peer.and_then(|peer| peer.handshake_age).map(|age| age.as_secs()),

@@ -9,8 +9,9 @@ mod events;
 mod proxy;
 mod tls;
 
+pub use crate::wire::events::Event;
 pub use error::{HttpError, Refusal, Validation};
-pub use events::{Event, Events};
+pub use events::Events;
 pub use tls::{Identity, PemError, certificates};
 
 use super::{

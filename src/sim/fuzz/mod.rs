@@ -12,7 +12,7 @@ pub use coord::{coord_stream, drpc};
 pub use netstack::ip_demux;
 pub use node::node_steps;
 pub use tunnel::{path_steps, wg_datagram};
-pub use wire::{derp_frames, disco, pty, relay_map, sftp, speedtest, stun};
+pub use wire::{derp_frames, disco, events, pty, relay_map, sftp, speedtest, stun};
 
 /// Runs one input; a claim that does not hold is a panic.
 pub type Target = fn(&[u8]);
@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("derp_frames", derp_frames),
     ("disco", disco),
     ("drpc", drpc),
+    ("events", events),
     ("ip_demux", ip_demux),
     ("node_steps", node_steps),
     ("path_steps", path_steps),

@@ -7,7 +7,9 @@ use crate::{
         self,
         coord::tailnet::DerpMap,
         derp::{self, RelayMap},
-        disco, pty, sftp, speedtest, stun,
+        disco,
+        events::{Event, Parser},
+        pty, sftp, speedtest, stun,
     },
 };
 use prost::Message as _;
@@ -50,6 +52,29 @@ pub fn disco(bytes: &[u8]) {
         assert_eq!(wire::classify(&packet), wire::Kind::Disco);
         assert_eq!(key.open(&packet), Ok(message));
     }
+}
+
+/// Server-sent events: the same ones however the stream is cut, and nothing is held that was not sent. The first byte says
+/// how it is cut.
+///
+/// # Panics
+/// When the cut changes what is read.
+pub fn events(bytes: &[u8]) {
+    let Some((cut, stream)) = bytes.split_first() else { return };
+    let read = |size: usize| {
+        let (mut parser, mut fed, mut all) = (Parser::default(), 0, Vec::<Event>::new());
+        for piece in stream.chunks(size) {
+            parser.feed(piece);
+            fed += piece.len();
+            while let Some(event) = parser.next_event() {
+                all.push(event);
+            }
+            // What is no UTF-8 takes three bytes for one.
+            assert!(parser.held() <= 3 * fed);
+        }
+        all
+    };
+    assert_eq!(read(usize::from(*cut).max(1)), read(stream.len().max(1)));
 }
 
 /// DERP: the bytes as frames, and, cut in pieces as the first byte says, as what a server sends to a client and a

@@ -106,12 +106,27 @@ impl Session {
         Ok(())
     }
 
+    /// A terminal that its client left without a word, and its next one finds as it was.
     fn terminal(&self) -> anyhow::Result<()> {
-        let mut command = self.cli(&["exp", "rpty", self.workspace(), "echo of-the-termin''al"]);
-        // It goes through the server, whatever way the command line would take, and Go's refuses this setting.
-        command.env_remove("CODER_DISABLE_DIRECT_CONNECTIONS");
-        let out = run_within(command, b"", LIMIT);
-        ensure!(text(&out.stdout).contains("of-the-terminal"), "{}: {}{}", out.status, text(&out.stdout), text(&out.stderr));
+        const ID: &str = "0c9b8d52-7a55-4c1f-9f6e-3a1d6c2f7b10";
+        let attach = |line: &str| {
+            let mut command = self.cli(&["exp", "rpty", "-r", ID, self.workspace(), line]);
+            // It goes through the server, whatever way the command line would take, and Go's refuses this setting.
+            command.env_remove("CODER_DISABLE_DIRECT_CONNECTIONS");
+            Process::start("exp rpty", command)
+        };
+        let mut first = attach("echo of-the-termin''al; cat");
+        first.wait_for("of-the-terminal");
+        first.kill();
+        // The command belongs to a new terminal: one that is there already goes on with its own.
+        let mut second = attach("echo another one");
+        second.wait_for("of-the-terminal");
+        second.type_in(b"typed into it\n");
+        second.wait_for("typed into it");
+        ensure!(!second.drain().iter().any(|line| line.contains("another one")), "a second terminal: {:?}", second.seen);
+        second.type_in(b"\x04");
+        // Go's command line ends with an error where the terminal has ended.
+        second.wait(LIMIT);
         Ok(())
     }
 
