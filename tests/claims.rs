@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 106] = [
+const LINES: [(&str, &str); 107] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -50,6 +50,7 @@ const LINES: [(&str, &str); 106] = [
     ("Every other port leads to the workspace's loopback", "src/agent/services/tests.rs::"),
     ("An agent's rules", "tests/openssh/rules.rs::"),
     ("A workspace's start", "tests/cli/agents.rs::"),
+    ("A file system of the workspace that hangs", "src/agent/ssh/tests/held.rs::"),
     ("An agent's end", "tests/cli/agents.rs::"),
     ("`ssh --network-info-dir`", "tests/cli/editors.rs::"),
     ("VS Code's and JetBrains' documented command lines run as written", "tests/cli/editor_lines.rs::"),
