@@ -262,26 +262,97 @@ async fn an_agent_that_was_connected_when_the_server_died_is_not_connected_any_m
     assert!(store.agent(user.id, agent.id).await.unwrap().disconnected_at.is_some());
 }
 
-#[tokio::test]
-async fn logs_stop_at_the_agents_share() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+/// A store with one workspace and its agent.
+async fn with_agent(folder: &Path) -> (Store, User, Workspace, Agent) {
+    let store = open(folder).await;
     let user = first_user(&store).await;
     let (workspace, _) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
     let agent = store.agents(workspace.id).await.unwrap().remove(0);
-    let line = |n: usize| LogLine {
-        id: 0,
-        source_id: Uuid::nil(),
-        created_at: Stamp::now(),
-        level: "info".into(),
-        output: "x".repeat(n),
-    };
-    assert!(store.insert_logs(agent.id, &[line(10), line(20)]).await.unwrap());
-    assert!(!store.insert_logs(agent.id, &[line(1 << 20)]).await.unwrap());
+    (store, user, workspace, agent)
+}
+
+fn line(text: &str) -> LogLine {
+    LogLine { id: 0, source_id: Uuid::nil(), created_at: Stamp::now(), level: "info".into(), output: text.into() }
+}
+
+async fn outputs(store: &Store, agent: &Agent, after: i64) -> Vec<String> {
+    store.logs(agent.id, after).await.unwrap().into_iter().map(|line| line.output).collect()
+}
+
+/// Fills the share of an agent.
+async fn overflow(store: &Store, agent: &Agent) {
+    assert!(!store.insert_logs(agent.id, &[line(&"x".repeat(1 << 20)), line("y")]).await.unwrap());
+}
+
+#[tokio::test]
+async fn logs_stop_at_the_agents_share_and_a_smaller_batch_leaves_no_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, _, agent) = with_agent(folder.path()).await;
+    assert!(store.insert_logs(agent.id, &[line("first"), line("second")]).await.unwrap());
+    overflow(&store, &agent).await;
+    assert!(!store.insert_logs(agent.id, &[line("would fit")]).await.unwrap());
     let lines = store.logs(agent.id, 0).await.unwrap();
-    assert_eq!(lines.iter().map(|l| l.output.len()).collect::<Vec<_>>(), [10, 20]);
-    assert_eq!(store.logs(agent.id, lines[0].id).await.unwrap().len(), 1);
+    assert_eq!(outputs(&store, &agent, 0).await, ["first", "second"]);
+    assert_eq!(outputs(&store, &agent, lines[0].id).await, ["second"]);
     let agent = store.agent(user.id, agent.id).await.unwrap();
     assert!(agent.logs_overflowed);
-    assert_eq!(agent.logs_bytes, 30);
+    assert_eq!(agent.logs_bytes, 11);
+}
+
+#[tokio::test]
+async fn each_process_of_an_agent_has_the_whole_share_and_followers_miss_nothing_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, _, agent) = with_agent(folder.path()).await;
+    let now = Stamp::now();
+    let starts = async |at: Stamp| store.agent_lifecycle(now, agent.id, Lifecycle::Starting, at).await.unwrap();
+    store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap();
+    starts(now).await;
+    store.insert_logs(agent.id, &[line("one")]).await.unwrap();
+    // Told once more over another connection, and what follows it.
+    starts(now).await;
+    store.agent_lifecycle(now, agent.id, Lifecycle::Ready, now + HOUR).await.unwrap();
+    assert_eq!(outputs(&store, &agent, 0).await, ["the machine is made", "one"]);
+    let seen = store.logs(agent.id, 0).await.unwrap().pop().unwrap().id;
+    overflow(&store, &agent).await;
+
+    starts(now + HOUR).await;
+    let fresh = store.agent(user.id, agent.id).await.unwrap();
+    assert!(!fresh.logs_overflowed && fresh.logs_bytes == 0);
+    assert!(store.insert_logs(agent.id, &[line("two")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["two"]);
+    assert_eq!(outputs(&store, &agent, seen).await, ["two"], "a follower goes on from where it was");
+}
+
+#[tokio::test]
+async fn what_fills_the_share_before_the_first_process_leaves_it_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _, _, agent) = with_agent(folder.path()).await;
+    store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap();
+    overflow(&store, &agent).await;
+    store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now()).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("one")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["one"]);
+}
+
+#[tokio::test]
+async fn a_start_of_the_workspace_begins_its_agents_log_anew_and_a_stop_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, workspace, agent) = with_agent(folder.path()).await;
+    let (other, _) = store.insert_workspace(Stamp::now(), user.id, "other").await.unwrap();
+    let other = store.agents(other.id).await.unwrap().remove(0);
+    let build = |transition| NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+    for agent in [&agent, &other] {
+        store.insert_logs(agent.id, &[line("old")]).await.unwrap();
+        store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now()).await.unwrap();
+        overflow(&store, agent).await;
+    }
+    store.insert_build(Stamp::now(), build(Transition::Stop)).await.unwrap();
+    assert_eq!(outputs(&store, &agent, 0).await, ["old"], "why it went wrong can still be read");
+    let running = store.begin_build(Stamp::now(), build(Transition::Start)).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap());
+    store.end_build(Stamp::now(), running.id, BuildStatus::Succeeded, "").await.unwrap();
+    store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now() + HOUR).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("new")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["the machine is made", "new"]);
+    assert_eq!(outputs(&store, &other, 0).await, ["old"], "another workspace's");
 }

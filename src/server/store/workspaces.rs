@@ -1,6 +1,6 @@
 //! Workspaces and their builds.
 
-use super::{Agent, BuildStatus, Result, Store, StoreError, maybe_stamp, stamp};
+use super::{Agent, BuildStatus, Result, Store, StoreError, agents::drop_logs, maybe_stamp, stamp};
 use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -216,7 +216,8 @@ impl Store {
         Ok(row.bind(owner).bind(id).fetch_one(&self.pool).await?)
     }
 
-    /// Adds a build that is done at once; one that deletes takes the workspace out of sight.
+    /// Adds a build that is done at once; one that deletes takes the workspace out of sight, one that starts it begins its
+    /// agents' logs anew.
     ///
     /// # Errors
     /// [`StoreError::Busy`] while another build of the workspace is under way.
@@ -231,6 +232,9 @@ impl Store {
             return Err(StoreError::Busy);
         }
         let row = insert_build(&mut turn, now, build, status).await?;
+        if build.transition == Transition::Start {
+            drop_logs(&mut turn, build.workspace).await?;
+        }
         sqlx::query("UPDATE workspaces SET updated_at = $2, deleted = $3 WHERE id = $1")
             .bind(build.workspace)
             .bind(now.micros())
