@@ -1,6 +1,6 @@
 //! Agents: who they are, whether they are there, what they said.
 
-use super::{Result, Store, Transition, Workspace, maybe_stamp, stamp};
+use super::{Result, Store, Workspace, maybe_stamp, stamp};
 use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -152,8 +152,16 @@ impl Store {
         .bind(agent.workspace_id)
         .fetch_one(&self.pool)
         .await?;
-        let started = self.latest_build(workspace.id).await?.transition == Transition::Start;
-        Ok((started && !workspace.deleted).then_some((agent, workspace)))
+        Ok(self.is_started(workspace.id).await?.then_some((agent, workspace)))
+    }
+
+    /// Whether agents of a workspace may be connected: it lives, and a start is its newest build, commands or not.
+    pub(crate) async fn is_started(&self, workspace: Uuid) -> Result<bool> {
+        let row = sqlx::query(
+            "SELECT 1 FROM workspaces w WHERE w.id = $1 AND w.deleted = 0 AND 'start' =
+             (SELECT transition FROM builds WHERE workspace_id = w.id ORDER BY number DESC LIMIT 1)",
+        );
+        Ok(row.bind(workspace).fetch_optional(&self.pool).await?.is_some())
     }
 
     /// Notes that an agent has connected, or is still there.
