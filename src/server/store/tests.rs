@@ -140,6 +140,36 @@ async fn a_session_lives_on_with_use_and_a_token_does_not() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_ended_or_deleted_while_it_is_used_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let now = Stamp::now();
+    for kind in [KeyKind::Session, KeyKind::Token] {
+        let ended = store.insert_key(now, NewKey { kind, ..session(&user) }).await.unwrap();
+        let read = store.key(user.id, ended.id()).await.unwrap();
+        // Revoked after the request began, so after its `now`.
+        let revoked = now + Duration::from_millis(5);
+        store.expire_key(revoked, user.id, ended.id()).await.unwrap();
+        assert!(!store.note_use(now, &read).await.unwrap());
+        assert_eq!(store.key(user.id, ended.id()).await.unwrap().expires_at, revoked);
+        assert!(matches!(store.check_key(revoked, &ended).await.unwrap(), Presented::Expired(at) if at == revoked));
+    }
+    let deleted = store.insert_key(now, session(&user)).await.unwrap();
+    let read = store.key(user.id, deleted.id()).await.unwrap();
+    store.delete_key(user.id, deleted.id()).await.unwrap();
+    assert!(!store.note_use(now, &read).await.unwrap());
+    // Two uses at once are none of it.
+    let used = store.insert_key(now, session(&user)).await.unwrap();
+    let read = store.key(user.id, used.id()).await.unwrap();
+    for later in [now + HOUR / 2, now + HOUR / 4] {
+        assert!(store.note_use(later, &read).await.unwrap());
+    }
+    let key = store.key(user.id, used.id()).await.unwrap();
+    assert_eq!((key.last_used, key.expires_at), (now + HOUR / 2, now + HOUR / 2 + HOUR));
+}
+
+#[tokio::test]
 async fn a_wrong_secret_an_unknown_id_and_a_deleted_key_are_invalid() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
