@@ -386,3 +386,69 @@ async fn a_start_of_the_workspace_begins_its_agents_log_anew_and_a_stop_keeps_it
     assert_eq!(outputs(&store, &agent, 0).await, ["the machine is made", "new"]);
     assert_eq!(outputs(&store, &other, 0).await, ["old"], "another workspace's");
 }
+
+async fn count(store: &Store, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) AS n FROM {table}");
+    sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&store.pool).await.unwrap().try_get("n").unwrap()
+}
+
+fn build_line(text: &str) -> BuildLine {
+    BuildLine { id: 0, created_at: Stamp::now(), level: "info".into(), stage: String::new(), output: text.into() }
+}
+
+#[tokio::test]
+async fn the_logs_of_a_workspaces_twenty_newest_builds_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, workspace, _) = with_agent(folder.path()).await;
+    let (other, _) = store.insert_workspace(Stamp::now(), user.id, "other").await.unwrap();
+    let first = store.latest_build(other.id).await.unwrap();
+    for n in 0..25 {
+        let transition = if n % 2 == 0 { Transition::Stop } else { Transition::Start };
+        let new = NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+        let build = store.begin_build(Stamp::now(), new).await.unwrap();
+        assert!(store.insert_build_lines(build.id, &[build_line("said")]).await.unwrap());
+        store.end_build(Stamp::now(), build.id, BuildStatus::Failed, "").await.unwrap();
+    }
+    let builds = store.builds(workspace.id, 100).await.unwrap();
+    assert_eq!(builds.len(), 26, "that they were is remembered");
+    for (n, build) in builds.iter().enumerate() {
+        // Beside what it said, a build's stage is a line.
+        assert_eq!(store.build_lines(build.id, 0).await.unwrap().len(), if n < 20 { 2 } else { 0 }, "build {}", build.number);
+    }
+    assert_eq!(store.build_lines(first.id, 0).await.unwrap().len(), 1, "another workspace's");
+}
+
+#[tokio::test]
+async fn a_deleted_workspace_leaves_the_log_of_its_deletion_for_a_day_and_then_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let now = Stamp::now();
+    // One without a command, one with.
+    for with_command in [false, true] {
+        let (workspace, _) = store.insert_workspace(now, user.id, "dev").await.unwrap();
+        let agent = store.agents(workspace.id).await.unwrap().remove(0);
+        store.insert_logs(agent.id, &[line("said")]).await.unwrap();
+        let new = NewBuild { workspace: workspace.id, transition: Transition::Delete, reason: "cli", initiator: user.id };
+        let build = if with_command {
+            let build = store.begin_build(now, new).await.unwrap();
+            assert_eq!(outputs(&store, &agent, 0).await, ["said"], "it may not go well");
+            store.insert_build_lines(build.id, &[build_line("deleted")]).await.unwrap();
+            store.end_build(now, build.id, BuildStatus::Succeeded, "").await.unwrap();
+            build
+        } else {
+            store.insert_build(now, new).await.unwrap()
+        };
+        assert_eq!(count(&store, "agent_logs").await, 0);
+        let kept = store.build_lines(build.id, 0).await.unwrap().len();
+        assert_eq!(kept, if with_command { 2 } else { 1 });
+        assert_eq!(store.build(user.id, build.id).await.unwrap().id, build.id);
+    }
+    assert_eq!((count(&store, "workspaces").await, count(&store, "build_logs").await), (2, 3));
+    store.insert_workspace(now + 23 * HOUR, user.id, "soon").await.unwrap();
+    assert_eq!(count(&store, "workspaces").await, 3);
+    store.insert_workspace(now + 25 * HOUR, user.id, "later").await.unwrap();
+    for table in ["workspaces", "builds", "build_logs", "agents"] {
+        assert_eq!(count(&store, table).await, 2, "{table}");
+    }
+}
