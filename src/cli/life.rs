@@ -166,7 +166,11 @@ pub(super) async fn logs(global: &Global, args: &BuildLogs) -> anyhow::Result<u8
         return Ok(0);
     }
     let mut shown = Stages::default();
-    for line in client.build_lines(build.id, 0).await.map_err(explain)? {
+    let lines = client.build_lines(build.id, 0).await.map_err(explain)?;
+    if lines.is_empty() && build.job.is_done() {
+        output::note(&format!("The server has no log of build {}: those of old builds are not kept.", build.build_number));
+    }
+    for line in lines {
         shown.line(&line)?;
     }
     if build.job.is_done() {

@@ -2,7 +2,8 @@
 //!
 //! Without commands a build only says what was asked for: a stopped workspace's agent is turned away, a started one's is
 //! let in, and the build is done at once. With commands it runs one: `sh -c COMMAND` in a process group of its own, its
-//! output is the build's log, and an exit status other than 0 is the build's failure. It gets, in its environment,
+//! output is the build's log, and an exit status other than 0 is the build's failure. The logs of a workspace's newest builds
+//! are kept. The command gets, in its environment,
 //!
 //! | variable | holds |
 //! |---|---|

@@ -76,6 +76,19 @@ fn a_failed_build_is_told_and_nobody_is_asked_without_a_terminal() {
     assert!(text(&out.stderr).contains("vscode_connection"), "{}", text(&out.stderr));
 }
 
+#[test]
+fn a_log_that_is_not_kept_any_more_is_told() {
+    let server = Server::start(&[]);
+    server.create("dev");
+    for _ in 0..10 {
+        done(&coder(&server, &["restart", "--yes", "dev"]));
+    }
+    let out = coder(&server, &["logs", "-n", "1", "dev"]);
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), String::new()));
+    assert!(text(&out.stderr).contains("The server has no log of build 1: "), "{}", text(&out.stderr));
+    assert!(done(&coder(&server, &["logs", "-n", "2", "dev"])).starts_with("==> ⧗ Stopping workspace"));
+}
+
 /// A command that hangs until it is ended, once it has begun; and its file.
 fn hanging(folder: &std::path::Path) -> String {
     let fifo = folder.join("never");

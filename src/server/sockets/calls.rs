@@ -26,6 +26,9 @@ const DATAPOINTS: i32 = 20;
 const COLLECTION_SECONDS: i32 = 10;
 /// Lines that are stored in one go: others want the store, too.
 const MAX_LINES: usize = 10_000;
+/// Most characters in our log of what an agent says of a session: its kind or where it came from, and why it ended.
+const MAX_WORD: usize = 64;
+const MAX_REASON: usize = 256;
 
 type Reply = Result<Vec<u8>, RpcError>;
 
@@ -164,14 +167,21 @@ async fn update_stats(app: &App, machine: &Machine, body: &[u8]) -> Reply {
 fn report_connection(machine: &Machine, body: &[u8]) -> Reply {
     let session = read::<agent::ReportConnectionRequest>(body)?.connection.unwrap_or_default();
     let (workspace, owner) = (&machine.workspace.name, &machine.workspace.owner_name);
-    let (app, ip) = (session.app_name.as_str(), session.ip.as_str());
+    let (app, ip) = (loggable(&session.app_name, MAX_WORD), loggable(&session.ip, MAX_WORD));
     match session.action() {
         ConnectionAction::Connect => tracing::info!(owner, workspace, app, ip, "a session began"),
         _ => {
-            tracing::info!(owner, workspace, app, ip, status = session.status_code, reason = session.reason(), "a session ended")
+            let reason = loggable(session.reason(), MAX_REASON);
+            tracing::info!(owner, workspace, app, ip, status = session.status_code, reason, "a session ended");
         }
     }
     Ok(Vec::new())
+}
+
+/// An agent's text as it may stand in our log: cut, and nothing in it that moves a terminal's cursor or begins a line.
+fn loggable(text: &str, most: usize) -> String {
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().take(most).map(shown).collect()
 }
 
 async fn create_logs(app: &App, machine: &Machine, body: &[u8]) -> Reply {

@@ -104,8 +104,11 @@ impl Session {
 
     /// Runs the socket to its end.
     pub(super) async fn run(mut self, mut socket: Socket) -> io::Result<()> {
-        self.arrive().await;
-        let ended = self.talk(&mut socket).await;
+        let ended = match self.arrive().await {
+            Ok(true) => self.talk(&mut socket).await,
+            Ok(false) => Ok(End::Dismissed),
+            Err(error) => Err(error),
+        };
         self.leave(by_peer(&ended)).await;
         let (code, reason) = match ended? {
             End::Peer | End::Dead(Death::Ended) => {
@@ -267,12 +270,19 @@ impl Session {
         }
     }
 
-    async fn arrive(&mut self) {
-        if let Owner::Agent { machine, watched: true, .. } = &self.owner {
-            self.presence = Some(self.app.agents().arrive(machine.agent.id));
+    /// Notes an agent's coming; whether it may stay. Between the look at its token and its coming, a stop finds nobody to
+    /// dismiss: whoever has come looks once more.
+    async fn arrive(&mut self) -> io::Result<bool> {
+        let Owner::Agent { machine, watched, .. } = &self.owner else { return Ok(true) };
+        self.presence = watched.then(|| self.app.agents().arrive(machine.agent.id));
+        if !self.app.store().is_started(machine.workspace.id).await.map_err(io::Error::other)? {
+            return Ok(false);
+        }
+        if self.presence.is_some() {
             self.note_alive().await;
             self.app.announce(machine.workspace.id);
         }
+        Ok(true)
     }
 
     async fn note_alive(&self) {
@@ -331,7 +341,54 @@ fn latency(node: &tailnet::Node) -> Latency {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::super::{
+            serve,
+            store::{NewBuild, Transition},
+            tests::config,
+        },
+        *,
+    };
+    use crate::driver::websocket::{MAX_MESSAGE, WebSocket};
+
+    /// With which close a socket of an agent ends that comes after a build of its workspace, but whose token was looked at
+    /// before. Where it may stay, it is the peer that closes.
+    async fn close_after(transition: Transition) -> Option<Message> {
+        let folder = tempfile::tempdir().unwrap();
+        let running = serve(config(folder.path())).await.unwrap();
+        let (app, store) = (&running.app, running.app.store());
+        let user = store.first_user().await.unwrap().unwrap();
+        let (_, token) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
+        let (agent, workspace) = store.agent_by_token(&token).await.unwrap().unwrap();
+        let build = NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+        store.insert_build(Stamp::now(), build).await.unwrap();
+        let machine = Arc::new(Machine { agent: Arc::new(agent), workspace: Arc::new(workspace) });
+        let owner = Owner::Agent { machine, version: "2.0".to_owned(), watched: true };
+        let session = Session::new(app, ServerRole::Agent, owner, Auth::Agent);
+        let (near, far) = tokio::io::duplex(4096);
+        let mut peer = WebSocket::client(far, MAX_MESSAGE);
+        let run = tokio::spawn(session.run(WebSocket::server(Box::new(near), MAX_MESSAGE)));
+        if transition == Transition::Start {
+            peer.close(1000, "").await.unwrap();
+        }
+        // Nothing in one process takes so long.
+        let heard = timeout(Duration::from_secs(20), peer.next()).await.expect("the agent stays");
+        drop(peer);
+        run.await.unwrap().unwrap();
+        assert_eq!(app.agents().count(), 0);
+        running.shutdown().await;
+        heard.map(Result::unwrap)
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_was_admitted_before_a_stop_and_comes_after_it_is_dismissed() {
+        let dismissed = Message::Close { code: 1001, reason: "build is outdated".to_owned() };
+        for transition in [Transition::Stop, Transition::Delete] {
+            assert_eq!(close_after(transition).await, Some(dismissed.clone()), "{transition:?}");
+        }
+        let own = Message::Close { code: 1000, reason: String::new() };
+        assert_eq!(close_after(Transition::Start).await, Some(own), "started once more");
+    }
 
     #[test]
     fn latencies_are_the_better_of_both_families() {

@@ -1,13 +1,13 @@
 //! Agents: who they are, whether they are there, what they said.
 
-use super::{Result, Store, Transition, Workspace, maybe_stamp, stamp};
+use super::{Result, Store, Workspace, maybe_stamp, stamp};
 use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
-use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
-/// All the log bytes that one agent may store (`agent.md` §3.3).
+/// All the log bytes that one process of an agent may store (`agent.md` §3.3).
 const MAX_LOG_BYTES: i64 = 1 << 20;
-/// Most log lines of an agent: a line costs memory beside its text.
+/// Most log lines of a process: a line costs memory beside its text.
 const MAX_LOG_LINES: i64 = 1 << 14;
 
 /// Where an agent stands in its life (`agent.md` §3.2).
@@ -152,8 +152,16 @@ impl Store {
         .bind(agent.workspace_id)
         .fetch_one(&self.pool)
         .await?;
-        let started = self.latest_build(workspace.id).await?.transition == Transition::Start;
-        Ok((started && !workspace.deleted).then_some((agent, workspace)))
+        Ok(self.is_started(workspace.id).await?.then_some((agent, workspace)))
+    }
+
+    /// Whether agents of a workspace may be connected: it lives, and a start is its newest build, commands or not.
+    pub(crate) async fn is_started(&self, workspace: Uuid) -> Result<bool> {
+        let row = sqlx::query(
+            "SELECT 1 FROM workspaces w WHERE w.id = $1 AND w.deleted = 0 AND 'start' =
+             (SELECT transition FROM builds WHERE workspace_id = w.id ORDER BY number DESC LIMIT 1)",
+        );
+        Ok(row.bind(workspace).fetch_optional(&self.pool).await?.is_some())
     }
 
     /// Notes that an agent has connected, or is still there.
@@ -198,7 +206,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes a step in an agent's life, which happened at `at`.
+    /// Notes a step in an agent's life, which happened at `at`. With the start of another process the log begins anew.
     pub(crate) async fn agent_lifecycle(&self, now: Stamp, id: Uuid, state: Lifecycle, at: Stamp) -> Result<()> {
         // A second start begins anew; what follows a start keeps it.
         let times = match state {
@@ -209,27 +217,33 @@ impl Store {
             _ => "started_at = started_at",
         };
         let sql = format!("UPDATE agents SET lifecycle = $2, updated_at = $3, {times} WHERE id = $1");
+        let mut turn = self.turn().await?;
+        if state == Lifecycle::Starting {
+            begin_process(&mut turn, id, at).await?;
+        }
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id)
             .bind(state.as_str())
             .bind(now.micros())
             .bind(at.micros())
-            .execute(&self.pool)
+            .execute(&mut *turn)
             .await?;
-        Ok(())
+        turn.commit().await
     }
 
-    /// Stores log lines; false once the agent's share is full, and nothing more is taken from then on.
+    /// Stores log lines, all or none; false once they are beyond the process's share, and nothing more is taken from then on:
+    /// a smaller batch that still fits would hide a hole.
     pub(crate) async fn insert_logs(&self, id: Uuid, lines: &[LogLine]) -> Result<bool> {
         let bytes: usize = lines.iter().map(|l| l.output.len()).sum();
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let mut turn = self.turn().await?;
-        let row = sqlx::query("SELECT logs_bytes FROM agents WHERE id = $1").bind(id).fetch_one(&mut *turn).await?;
-        let used: i64 = row.try_get("logs_bytes")?;
+        let row = sqlx::query("SELECT logs_bytes, logs_overflowed FROM agents WHERE id = $1").bind(id);
+        let row = row.fetch_one(&mut *turn).await?;
+        let (used, full): (i64, bool) = (row.try_get("logs_bytes")?, row.try_get("logs_overflowed")?);
         let row = sqlx::query("SELECT count(*) AS n FROM agent_logs WHERE agent_id = $1").bind(id).fetch_one(&mut *turn).await?;
         let stored: i64 = row.try_get("n")?;
         let more = i64::try_from(lines.len()).unwrap_or(i64::MAX);
-        let fits = used.saturating_add(bytes) <= MAX_LOG_BYTES && stored.saturating_add(more) <= MAX_LOG_LINES;
+        let fits = !full && used.saturating_add(bytes) <= MAX_LOG_BYTES && stored.saturating_add(more) <= MAX_LOG_LINES;
         if fits {
             for line in lines {
                 sqlx::query(
@@ -244,7 +258,7 @@ impl Store {
                 .await?;
             }
         }
-        sqlx::query("UPDATE agents SET logs_bytes = logs_bytes + $2, logs_overflowed = logs_overflowed OR $3 WHERE id = $1")
+        sqlx::query("UPDATE agents SET logs_bytes = logs_bytes + $2, logs_overflowed = $3 WHERE id = $1")
             .bind(id)
             .bind(if fits { bytes } else { 0 })
             .bind(!fits)
@@ -259,4 +273,33 @@ impl Store {
         let rows = sqlx::query_as("SELECT * FROM agent_logs WHERE agent_id = $1 AND id > $2 ORDER BY id");
         Ok(rows.bind(id).bind(after).fetch_all(&self.pool).await?)
     }
+}
+
+/// Makes room for the log of a process that began at `at`. What came since the workspace was started and before its first
+/// process stays where there is room beside it, such as the lines of whatever made its machine; a start that is told once more
+/// changes nothing.
+async fn begin_process(turn: &mut SqliteConnection, id: Uuid, at: Stamp) -> Result<()> {
+    let row = sqlx::query("SELECT logs_since, logs_overflowed FROM agents WHERE id = $1").bind(id);
+    let Some(row) = row.fetch_optional(&mut *turn).await? else { return Ok(()) };
+    let (since, full): (Option<i64>, bool) = (row.try_get("logs_since")?, row.try_get("logs_overflowed")?);
+    if since.map_or(full, |since| since != at.micros()) {
+        sqlx::query("DELETE FROM agent_logs WHERE agent_id = $1").bind(id).execute(&mut *turn).await?;
+        let empty = sqlx::query("UPDATE agents SET logs_bytes = 0, logs_overflowed = 0 WHERE id = $1");
+        empty.bind(id).execute(&mut *turn).await?;
+    }
+    sqlx::query("UPDATE agents SET logs_since = $2 WHERE id = $1").bind(id).bind(at.micros()).execute(turn).await?;
+    Ok(())
+}
+
+/// Drops the logs of the agents of a workspace; the line numbers of new ones go on rising.
+pub(super) async fn drop_logs(turn: &mut SqliteConnection, workspace: Uuid) -> Result<()> {
+    sqlx::query("DELETE FROM agent_logs WHERE agent_id IN (SELECT id FROM agents WHERE workspace_id = $1)")
+        .bind(workspace)
+        .execute(&mut *turn)
+        .await?;
+    sqlx::query("UPDATE agents SET logs_bytes = 0, logs_overflowed = 0, logs_since = NULL WHERE workspace_id = $1")
+        .bind(workspace)
+        .execute(turn)
+        .await?;
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! Builds that take time, and what they say meanwhile.
 
-use super::{Build, NewBuild, Result, Store, stamp};
+use super::{Build, NewBuild, Result, Store, agents::drop_logs, stamp};
 use crate::server::time::Stamp;
-use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 /// All the log bytes that one build may store.
@@ -83,14 +83,13 @@ impl Store {
             .bind(now.micros())
             .execute(&mut *turn)
             .await?;
-        sqlx::query(
+        let deleted = sqlx::query(
             "UPDATE workspaces SET deleted = 1, updated_at = $2 WHERE id =
-             (SELECT workspace_id FROM builds WHERE id = $1 AND transition = 'delete' AND status = 'succeeded')",
-        )
-        .bind(id)
-        .bind(now.micros())
-        .execute(&mut *turn)
-        .await?;
+             (SELECT workspace_id FROM builds WHERE id = $1 AND transition = 'delete' AND status = 'succeeded') RETURNING id",
+        );
+        if let Some(row) = deleted.bind(id).bind(now.micros()).fetch_optional(&mut *turn).await? {
+            drop_deleted_logs(&mut turn, row.try_get("id")?).await?;
+        }
         turn.commit().await
     }
 
@@ -134,4 +133,23 @@ impl Store {
         let rows = sqlx::query_as("SELECT * FROM build_logs WHERE build_id = $1 AND id > $2 ORDER BY id");
         Ok(rows.bind(build).bind(after).fetch_all(&self.pool).await?)
     }
+}
+
+/// Drops the logs of a workspace's builds but for the newest `kept`.
+pub(super) async fn keep_newest_logs(turn: &mut SqliteConnection, workspace: Uuid, kept: i64) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM build_logs WHERE build_id IN
+         (SELECT id FROM builds WHERE workspace_id = $1 ORDER BY number DESC LIMIT -1 OFFSET $2)",
+    )
+    .bind(workspace)
+    .bind(kept)
+    .execute(turn)
+    .await?;
+    Ok(())
+}
+
+/// Drops the logs of a workspace that was deleted just now. That of its deletion stays: somebody watches it.
+pub(super) async fn drop_deleted_logs(turn: &mut SqliteConnection, workspace: Uuid) -> Result<()> {
+    drop_logs(turn, workspace).await?;
+    keep_newest_logs(turn, workspace, 1).await
 }

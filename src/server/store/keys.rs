@@ -125,31 +125,42 @@ impl Store {
         if key.expires_at <= now {
             return Ok(Presented::Expired(key.expires_at));
         }
-        if now.since(key.last_used) >= LAST_USED_EVERY {
-            self.note_use(now, &key).await?;
+        if now.since(key.last_used) >= LAST_USED_EVERY && !self.note_use(now, &key).await? {
+            let row = sqlx::query("SELECT expires_at FROM keys WHERE id = $1").bind(&key.id).fetch_optional(&self.pool).await?;
+            let ended = row.map(|row| stamp(&row, "expires_at")).transpose()?;
+            return Ok(ended.map_or(Presented::Invalid, Presented::Expired));
         }
         Ok(Presented::Valid(Box::new(self.user(key.user_id).await?), key))
     }
 
-    async fn note_use(&self, now: Stamp, key: &Key) -> Result<()> {
-        let expires_at = match key.kind {
-            KeyKind::Session if self.refresh => key.expires_at.max(now + key.lifetime),
+    /// Notes the use of a key as it was read; false if it was ended or deleted since then, and stays so. What was read at `now`
+    /// may have been ended a moment after `now`: not the clock but an earlier end than the one that was read shows it.
+    pub(super) async fn note_use(&self, now: Stamp, key: &Key) -> Result<bool> {
+        let lives_until = match key.kind {
+            KeyKind::Session if self.refresh => now + key.lifetime,
             KeyKind::Session | KeyKind::Token => key.expires_at,
         };
         let mut turn = self.turn().await?;
-        sqlx::query("UPDATE keys SET last_used = $2, expires_at = $3 WHERE id = $1")
-            .bind(&key.id)
-            .bind(now.micros())
-            .bind(expires_at.micros())
-            .execute(&mut *turn)
-            .await?;
-        sqlx::query("UPDATE users SET last_seen_at = $2 WHERE id = $1")
-            .bind(key.user_id)
-            .bind(now.micros())
-            .execute(&mut *turn)
-            .await?;
+        let noted = sqlx::query(
+            "UPDATE keys SET last_used = max(last_used, $2), expires_at = max(expires_at, $3)
+             WHERE id = $1 AND expires_at >= $4",
+        )
+        .bind(&key.id)
+        .bind(now.micros())
+        .bind(lives_until.micros())
+        .bind(key.expires_at.micros())
+        .execute(&mut *turn)
+        .await?
+        .rows_affected();
+        if noted > 0 {
+            sqlx::query("UPDATE users SET last_seen_at = $2 WHERE id = $1")
+                .bind(key.user_id)
+                .bind(now.micros())
+                .execute(&mut *turn)
+                .await?;
+        }
         turn.commit().await?;
-        Ok(())
+        Ok(noted > 0)
     }
 
     /// A key of `user` by id.

@@ -128,6 +128,15 @@ const STEPS: &[(i64, &str, &str)] = &[
     CREATE INDEX logs_of_build ON build_logs (build_id, id);
     ",
     ),
+    (
+        4,
+        "logs of one process of an agent",
+        "
+    -- When the process began whose log is kept; NULL from a start of the workspace to the first process.
+    ALTER TABLE agents ADD COLUMN logs_since INTEGER;
+    UPDATE agents SET logs_since = started_at;
+    ",
+    ),
 ];
 
 #[derive(Debug)]

@@ -140,6 +140,36 @@ async fn a_session_lives_on_with_use_and_a_token_does_not() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_ended_or_deleted_while_it_is_used_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let now = Stamp::now();
+    for kind in [KeyKind::Session, KeyKind::Token] {
+        let ended = store.insert_key(now, NewKey { kind, ..session(&user) }).await.unwrap();
+        let read = store.key(user.id, ended.id()).await.unwrap();
+        // Revoked after the request began, so after its `now`.
+        let revoked = now + Duration::from_millis(5);
+        store.expire_key(revoked, user.id, ended.id()).await.unwrap();
+        assert!(!store.note_use(now, &read).await.unwrap());
+        assert_eq!(store.key(user.id, ended.id()).await.unwrap().expires_at, revoked);
+        assert!(matches!(store.check_key(revoked, &ended).await.unwrap(), Presented::Expired(at) if at == revoked));
+    }
+    let deleted = store.insert_key(now, session(&user)).await.unwrap();
+    let read = store.key(user.id, deleted.id()).await.unwrap();
+    store.delete_key(user.id, deleted.id()).await.unwrap();
+    assert!(!store.note_use(now, &read).await.unwrap());
+    // Two uses at once are none of it.
+    let used = store.insert_key(now, session(&user)).await.unwrap();
+    let read = store.key(user.id, used.id()).await.unwrap();
+    for later in [now + HOUR / 2, now + HOUR / 4] {
+        assert!(store.note_use(later, &read).await.unwrap());
+    }
+    let key = store.key(user.id, used.id()).await.unwrap();
+    assert_eq!((key.last_used, key.expires_at), (now + HOUR / 2, now + HOUR / 2 + HOUR));
+}
+
+#[tokio::test]
 async fn a_wrong_secret_an_unknown_id_and_a_deleted_key_are_invalid() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
@@ -262,26 +292,163 @@ async fn an_agent_that_was_connected_when_the_server_died_is_not_connected_any_m
     assert!(store.agent(user.id, agent.id).await.unwrap().disconnected_at.is_some());
 }
 
-#[tokio::test]
-async fn logs_stop_at_the_agents_share() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+/// A store with one workspace and its agent.
+async fn with_agent(folder: &Path) -> (Store, User, Workspace, Agent) {
+    let store = open(folder).await;
     let user = first_user(&store).await;
     let (workspace, _) = store.insert_workspace(Stamp::now(), user.id, "dev").await.unwrap();
     let agent = store.agents(workspace.id).await.unwrap().remove(0);
-    let line = |n: usize| LogLine {
-        id: 0,
-        source_id: Uuid::nil(),
-        created_at: Stamp::now(),
-        level: "info".into(),
-        output: "x".repeat(n),
-    };
-    assert!(store.insert_logs(agent.id, &[line(10), line(20)]).await.unwrap());
-    assert!(!store.insert_logs(agent.id, &[line(1 << 20)]).await.unwrap());
+    (store, user, workspace, agent)
+}
+
+fn line(text: &str) -> LogLine {
+    LogLine { id: 0, source_id: Uuid::nil(), created_at: Stamp::now(), level: "info".into(), output: text.into() }
+}
+
+async fn outputs(store: &Store, agent: &Agent, after: i64) -> Vec<String> {
+    store.logs(agent.id, after).await.unwrap().into_iter().map(|line| line.output).collect()
+}
+
+/// Fills the share of an agent.
+async fn overflow(store: &Store, agent: &Agent) {
+    assert!(!store.insert_logs(agent.id, &[line(&"x".repeat(1 << 20)), line("y")]).await.unwrap());
+}
+
+#[tokio::test]
+async fn logs_stop_at_the_agents_share_and_a_smaller_batch_leaves_no_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, _, agent) = with_agent(folder.path()).await;
+    assert!(store.insert_logs(agent.id, &[line("first"), line("second")]).await.unwrap());
+    overflow(&store, &agent).await;
+    assert!(!store.insert_logs(agent.id, &[line("would fit")]).await.unwrap());
     let lines = store.logs(agent.id, 0).await.unwrap();
-    assert_eq!(lines.iter().map(|l| l.output.len()).collect::<Vec<_>>(), [10, 20]);
-    assert_eq!(store.logs(agent.id, lines[0].id).await.unwrap().len(), 1);
+    assert_eq!(outputs(&store, &agent, 0).await, ["first", "second"]);
+    assert_eq!(outputs(&store, &agent, lines[0].id).await, ["second"]);
     let agent = store.agent(user.id, agent.id).await.unwrap();
     assert!(agent.logs_overflowed);
-    assert_eq!(agent.logs_bytes, 30);
+    assert_eq!(agent.logs_bytes, 11);
+}
+
+#[tokio::test]
+async fn each_process_of_an_agent_has_the_whole_share_and_followers_miss_nothing_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, _, agent) = with_agent(folder.path()).await;
+    let now = Stamp::now();
+    let starts = async |at: Stamp| store.agent_lifecycle(now, agent.id, Lifecycle::Starting, at).await.unwrap();
+    store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap();
+    starts(now).await;
+    store.insert_logs(agent.id, &[line("one")]).await.unwrap();
+    // Told once more over another connection, and what follows it.
+    starts(now).await;
+    store.agent_lifecycle(now, agent.id, Lifecycle::Ready, now + HOUR).await.unwrap();
+    assert_eq!(outputs(&store, &agent, 0).await, ["the machine is made", "one"]);
+    let seen = store.logs(agent.id, 0).await.unwrap().pop().unwrap().id;
+    overflow(&store, &agent).await;
+
+    starts(now + HOUR).await;
+    let fresh = store.agent(user.id, agent.id).await.unwrap();
+    assert!(!fresh.logs_overflowed && fresh.logs_bytes == 0);
+    assert!(store.insert_logs(agent.id, &[line("two")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["two"]);
+    assert_eq!(outputs(&store, &agent, seen).await, ["two"], "a follower goes on from where it was");
+}
+
+#[tokio::test]
+async fn what_fills_the_share_before_the_first_process_leaves_it_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _, _, agent) = with_agent(folder.path()).await;
+    store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap();
+    overflow(&store, &agent).await;
+    store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now()).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("one")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["one"]);
+}
+
+#[tokio::test]
+async fn a_start_of_the_workspace_begins_its_agents_log_anew_and_a_stop_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, workspace, agent) = with_agent(folder.path()).await;
+    let (other, _) = store.insert_workspace(Stamp::now(), user.id, "other").await.unwrap();
+    let other = store.agents(other.id).await.unwrap().remove(0);
+    let build = |transition| NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+    for agent in [&agent, &other] {
+        store.insert_logs(agent.id, &[line("old")]).await.unwrap();
+        store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now()).await.unwrap();
+        overflow(&store, agent).await;
+    }
+    store.insert_build(Stamp::now(), build(Transition::Stop)).await.unwrap();
+    assert_eq!(outputs(&store, &agent, 0).await, ["old"], "why it went wrong can still be read");
+    let running = store.begin_build(Stamp::now(), build(Transition::Start)).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("the machine is made")]).await.unwrap());
+    store.end_build(Stamp::now(), running.id, BuildStatus::Succeeded, "").await.unwrap();
+    store.agent_lifecycle(Stamp::now(), agent.id, Lifecycle::Starting, Stamp::now() + HOUR).await.unwrap();
+    assert!(store.insert_logs(agent.id, &[line("new")]).await.unwrap());
+    assert_eq!(outputs(&store, &agent, 0).await, ["the machine is made", "new"]);
+    assert_eq!(outputs(&store, &other, 0).await, ["old"], "another workspace's");
+}
+
+async fn count(store: &Store, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) AS n FROM {table}");
+    sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&store.pool).await.unwrap().try_get("n").unwrap()
+}
+
+fn build_line(text: &str) -> BuildLine {
+    BuildLine { id: 0, created_at: Stamp::now(), level: "info".into(), stage: String::new(), output: text.into() }
+}
+
+#[tokio::test]
+async fn the_logs_of_a_workspaces_twenty_newest_builds_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, user, workspace, _) = with_agent(folder.path()).await;
+    let (other, _) = store.insert_workspace(Stamp::now(), user.id, "other").await.unwrap();
+    let first = store.latest_build(other.id).await.unwrap();
+    for n in 0..25 {
+        let transition = if n % 2 == 0 { Transition::Stop } else { Transition::Start };
+        let new = NewBuild { workspace: workspace.id, transition, reason: "cli", initiator: user.id };
+        let build = store.begin_build(Stamp::now(), new).await.unwrap();
+        assert!(store.insert_build_lines(build.id, &[build_line("said")]).await.unwrap());
+        store.end_build(Stamp::now(), build.id, BuildStatus::Failed, "").await.unwrap();
+    }
+    let builds = store.builds(workspace.id, 100).await.unwrap();
+    assert_eq!(builds.len(), 26, "that they were is remembered");
+    for (n, build) in builds.iter().enumerate() {
+        // Beside what it said, a build's stage is a line.
+        assert_eq!(store.build_lines(build.id, 0).await.unwrap().len(), if n < 20 { 2 } else { 0 }, "build {}", build.number);
+    }
+    assert_eq!(store.build_lines(first.id, 0).await.unwrap().len(), 1, "another workspace's");
+}
+
+#[tokio::test]
+async fn a_deleted_workspace_leaves_the_log_of_its_deletion_for_a_day_and_then_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    let now = Stamp::now();
+    // One without a command, one with.
+    for with_command in [false, true] {
+        let (workspace, _) = store.insert_workspace(now, user.id, "dev").await.unwrap();
+        let agent = store.agents(workspace.id).await.unwrap().remove(0);
+        store.insert_logs(agent.id, &[line("said")]).await.unwrap();
+        let new = NewBuild { workspace: workspace.id, transition: Transition::Delete, reason: "cli", initiator: user.id };
+        let build = if with_command {
+            let build = store.begin_build(now, new).await.unwrap();
+            assert_eq!(outputs(&store, &agent, 0).await, ["said"], "it may not go well");
+            store.insert_build_lines(build.id, &[build_line("deleted")]).await.unwrap();
+            store.end_build(now, build.id, BuildStatus::Succeeded, "").await.unwrap();
+            build
+        } else {
+            store.insert_build(now, new).await.unwrap()
+        };
+        assert_eq!(count(&store, "agent_logs").await, 0);
+        let kept = store.build_lines(build.id, 0).await.unwrap().len();
+        assert_eq!(kept, if with_command { 2 } else { 1 });
+        assert_eq!(store.build(user.id, build.id).await.unwrap().id, build.id);
+    }
+    assert_eq!((count(&store, "workspaces").await, count(&store, "build_logs").await), (2, 3));
+    store.insert_workspace(now + 23 * HOUR, user.id, "soon").await.unwrap();
+    assert_eq!(count(&store, "workspaces").await, 3);
+    store.insert_workspace(now + 25 * HOUR, user.id, "later").await.unwrap();
+    for table in ["workspaces", "builds", "build_logs", "agents"] {
+        assert_eq!(count(&store, table).await, 2, "{table}");
+    }
 }

@@ -1,9 +1,20 @@
 //! Workspaces and their builds.
 
-use super::{Agent, BuildStatus, Result, Store, StoreError, maybe_stamp, stamp};
+use super::{
+    Agent, BuildStatus, Result, Store, StoreError,
+    agents::drop_logs,
+    builds::{drop_deleted_logs, keep_newest_logs},
+    maybe_stamp, stamp,
+};
 use crate::server::{manifest::Additions, time::Stamp, token::AgentToken};
 use sqlx::{FromRow, Row as _, sqlite::SqliteRow};
+use std::time::Duration;
 use uuid::Uuid;
+
+/// Of how many builds of a workspace the logs are kept, each of which may have a MiB.
+const KEPT_LOGS: i64 = 20;
+/// How long what is left of a deleted workspace is kept, so that whoever watches its deletion sees the end of it.
+const KEPT_DELETED: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of a workspace's one agent.
 pub(crate) const AGENT_NAME: &str = "main";
@@ -123,7 +134,8 @@ pub(crate) struct NewBuild<'a> {
 const SELECT: &str = "SELECT w.*, u.username AS owner_name FROM workspaces w JOIN users u ON u.id = w.owner_id";
 
 impl Store {
-    /// Makes a workspace with its first build and one agent, whose token is returned and exists nowhere else.
+    /// Makes a workspace with its first build and one agent, whose token is returned and exists nowhere else. What is left of
+    /// workspaces that were deleted long ago goes.
     ///
     /// # Errors
     /// [`StoreError::Taken`] when the owner has a workspace of that name.
@@ -141,7 +153,9 @@ impl Store {
     ) -> Result<(Workspace, AgentToken)> {
         let additions = serde_json::to_string(additions).map_err(|e| StoreError::Database(sqlx::Error::Encode(e.into())))?;
         let (id, token) = (Uuid::new_v4(), AgentToken::generate()?);
+        let over = now.micros().saturating_sub(i64::try_from(KEPT_DELETED.as_micros()).unwrap_or(i64::MAX));
         let mut turn = self.turn().await?;
+        sqlx::query("DELETE FROM workspaces WHERE deleted = 1 AND updated_at < $1").bind(over).execute(&mut *turn).await?;
         sqlx::query(
             "INSERT INTO workspaces (id, owner_id, name, created_at, updated_at, last_used_at)
              VALUES ($1, $2, $3, $4, $4, $5)",
@@ -216,7 +230,8 @@ impl Store {
         Ok(row.bind(owner).bind(id).fetch_one(&self.pool).await?)
     }
 
-    /// Adds a build that is done at once; one that deletes takes the workspace out of sight.
+    /// Adds a build that is done at once; one that deletes takes the workspace out of sight, one that starts it begins its
+    /// agents' logs anew. The logs of old builds go.
     ///
     /// # Errors
     /// [`StoreError::Busy`] while another build of the workspace is under way.
@@ -231,12 +246,21 @@ impl Store {
             return Err(StoreError::Busy);
         }
         let row = insert_build(&mut turn, now, build, status).await?;
+        let deleted = build.transition == Transition::Delete && status == BuildStatus::Succeeded;
         sqlx::query("UPDATE workspaces SET updated_at = $2, deleted = $3 WHERE id = $1")
             .bind(build.workspace)
             .bind(now.micros())
-            .bind(build.transition == Transition::Delete && status == BuildStatus::Succeeded)
+            .bind(deleted)
             .execute(&mut *turn)
             .await?;
+        if deleted {
+            drop_deleted_logs(&mut turn, build.workspace).await?;
+        } else {
+            keep_newest_logs(&mut turn, build.workspace, KEPT_LOGS).await?;
+        }
+        if build.transition == Transition::Start {
+            drop_logs(&mut turn, build.workspace).await?;
+        }
         turn.commit().await?;
         Ok(row)
     }

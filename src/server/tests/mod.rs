@@ -29,7 +29,7 @@ use uuid::Uuid;
 /// Nothing on loopback takes so long.
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn config(folder: &Path) -> Config {
+pub(super) fn config(folder: &Path) -> Config {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     Config { stun: StunAddress::Off, rate_limits: None, ..Config::new(address, folder.to_owned()) }
 }

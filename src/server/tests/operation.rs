@@ -1,7 +1,10 @@
 //! What an operator sets: limits, metrics, relays, redirects.
 
 use super::*;
-use crate::server::{RateLimits, Redirect, RelayConfig, TrustedProxies};
+use crate::{
+    server::{RateLimits, Redirect, RelayConfig, TrustedProxies},
+    wire::coord::agent::{Connection, ConnectionAction, REPORT_CONNECTION, ReportConnectionRequest},
+};
 use std::num::NonZeroU32;
 
 fn limits(api: u32, login: u32) -> Option<RateLimits> {
@@ -224,16 +227,56 @@ impl std::io::Write for Logged {
     }
 }
 
+impl Logged {
+    /// Takes what is logged until what is returned beside it is dropped.
+    fn begin() -> (Self, impl Sized) {
+        let logged = Self::default();
+        let writer = logged.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        // The runtime of a test has this one thread.
+        let guard = tracing::subscriber::set_default(subscriber);
+        // As long as there is one subscriber, whichever thread first comes by a line decides for all of them whether anybody
+        // wants it; with a second one all subscribers are asked.
+        let second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+        (logged, (guard, second))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_an_agent_tells_of_a_session_is_cut_and_kept_on_one_line_of_the_log() {
+    let (logged, _guards) = Logged::begin();
+    let world = World::new().await;
+    let mut agent = sockets::agent(&world).await;
+    let long = |text: &str| format!("\u{1b}[2J\n{}", text.repeat(10_000));
+    for action in [ConnectionAction::Connect, ConnectionAction::Disconnect] {
+        let connection = Connection {
+            action: action.into(),
+            app_name: long("a"),
+            ip: long("1"),
+            reason: Some(long("ä")),
+            ..Connection::default()
+        };
+        agent.call(REPORT_CONNECTION, &ReportConnectionRequest { connection: Some(connection) }).await.unwrap();
+    }
+    let text = logged.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("a session ")).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    let longest = |line: &str, c: char| line.split(|other| other != c).map(|run| run.chars().count()).max();
+    for line in &lines {
+        // Five characters come before them.
+        assert_eq!([longest(line, 'a'), longest(line, '1')], [Some(59), Some(59)], "{line}");
+        assert!(!line.contains(['\u{1b}', '\n']) && !line.contains("\\n") && !line.contains("u{1b}"), "{line}");
+    }
+    assert_eq!(longest(lines[1], 'ä'), Some(251));
+}
+
 #[tokio::test]
 async fn each_call_that_matters_leaves_one_line_without_secrets() {
-    let logged = Logged::default();
-    let writer = logged.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // The runtime of a test has this one thread.
-    let _guard = tracing::subscriber::set_default(subscriber);
-    // As long as there is one subscriber, whichever thread first comes by a line decides for all of them whether anybody
-    // wants it; with a second one all subscribers are asked.
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let (logged, _guards) = Logged::begin();
     let world = World::new().await;
     // The second one has typed the password in the place of the address.
     for email in ["bob@localhost", "hunter2-hunter2"] {
@@ -249,7 +292,7 @@ async fn each_call_that_matters_leaves_one_line_without_secrets() {
     call(world.address(), "GET", &coordinate, &handshake(Some(&world.bob)), None).await;
     world.post(&format!("/api/v2/workspaces/{}/usage", world.workspace.id), "").await;
 
-    let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let text = logged.text();
     let lines: Vec<_> = text.lines().filter(|line| line.contains("tailnet::audit")).collect();
     let count = |parts: &[&str]| lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).count();
     let ip = "ip=\"127.0.0.1\"";

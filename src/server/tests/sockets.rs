@@ -71,7 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         timeout(LIMIT, run).await.expect("the event never came")
     }
 
-    async fn call(&mut self, path: &str, body: &impl prost::Message) -> Result<Vec<u8>, CallError> {
+    pub(super) async fn call(&mut self, path: &str, body: &impl prost::Message) -> Result<Vec<u8>, CallError> {
         let id = self.session.call(clock::now(), path, &body.encode_to_vec());
         let reply = self.until(|event| match event {
             ClientEvent::Reply { call, result } if *call == id => Some(result.clone()),
