@@ -1,6 +1,9 @@
 //! Log lines on standard error or in a file, in the shape that support staff know: `DATE TIME [info]  target: text  key=value`.
 
-use super::log_file::LogFile;
+use super::{
+    log_file::LogFile,
+    stderr::{self, Errors},
+};
 use crate::driver::clock;
 use anyhow::Context as _;
 use std::{
@@ -26,16 +29,19 @@ use tracing_subscriber::{
 
 /// Starts logging to standard error: `level` and above of our own parts.
 pub(super) fn start(level: LevelFilter) {
-    begin(ours(level), io::stderr);
+    stderr::do_not_wait();
+    begin(ours(level), || Errors);
 }
 
 /// The same, and the audit lines whatever the level.
 pub(super) fn start_with_audit(level: LevelFilter) {
-    begin(ours(level).with_target("tailnet::audit", LevelFilter::INFO), io::stderr);
+    stderr::do_not_wait();
+    begin(ours(level).with_target("tailnet::audit", LevelFilter::INFO), || Errors);
 }
 
 /// The same to a file.
 pub(super) fn start_in(file: File, level: LevelFilter) {
+    stderr::do_not_wait();
     begin(ours(level), Mutex::new(file));
 }
 
@@ -46,9 +52,10 @@ fn begin(filter: Targets, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 's
 
 /// What an agent logs: `level` and above to the file `human`, if it is named, and everything of ours to `file`.
 pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<LogFile>) -> anyhow::Result<()> {
+    stderr::do_not_wait();
     let human = match human.as_os_str().as_encoded_bytes() {
         b"" => BoxMakeWriter::new(io::sink),
-        b"/dev/stderr" => BoxMakeWriter::new(io::stderr),
+        b"/dev/stderr" => BoxMakeWriter::new(|| Errors),
         _ => {
             let opened = OpenOptions::new().create(true).append(true).open(human);
             let opened = opened.with_context(|| format!("cannot write the log {} of --log-human", human.display()))?;
@@ -65,7 +72,8 @@ pub(super) fn start_for_agent(level: LevelFilter, human: &Path, file: Option<Log
 
 /// `level` and above to standard error, and everything of ours to `file`.
 pub(super) fn start_beside(level: LevelFilter, file: File) {
-    begin_beside(level, BoxMakeWriter::new(io::stderr), file);
+    stderr::do_not_wait();
+    begin_beside(level, BoxMakeWriter::new(|| Errors), file);
 }
 
 fn begin_beside(level: LevelFilter, human: BoxMakeWriter, file: impl io::Write + Send + 'static) {

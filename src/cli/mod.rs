@@ -34,6 +34,7 @@ mod show;
 mod speedtest;
 mod ssh;
 mod stat;
+mod stderr;
 mod support;
 mod target;
 mod timeline;
@@ -63,7 +64,13 @@ pub fn main() -> ExitCode {
     if let Some(sources) = &cli.sources {
         return output::raw(sources).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    match run(&cli) {
+    let code = outcome(run(&cli));
+    stderr::flush();
+    code
+}
+
+fn outcome(ended: anyhow::Result<u8>) -> ExitCode {
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(e) if e.is::<Signalled>() => {
             e.downcast_ref().map_or(ExitCode::FAILURE, |Signalled(signal)| exit_code(*signal).into())
@@ -71,7 +78,7 @@ pub fn main() -> ExitCode {
         // Whoever read our output has enough of it.
         Err(e) if is_closed_output(&e) => ExitCode::FAILURE,
         Err(e) => {
-            output::note(&format!("error: {}", format!("{e:#}").replace('\n', " ")));
+            output::note(&format!("error: {}", format!("{e:#}").replace(['\n', '\r'], " ")));
             ExitCode::FAILURE
         }
     }

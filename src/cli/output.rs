@@ -1,5 +1,6 @@
 //! The one sink for what a command prints. Standard output carries results, standard error everything for people.
 
+use super::stderr;
 use std::io::{self, Write as _};
 use zeroize::Zeroizing;
 
@@ -16,6 +17,8 @@ pub(super) fn line(text: &str) -> io::Result<()> {
 /// # Errors
 /// As [`line`].
 pub(super) fn raw(text: &str) -> io::Result<()> {
+    // In the order in which a terminal shows both.
+    stderr::flush();
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| io::Error::new(e.kind(), format!("cannot write to standard output: {e}")))
@@ -40,9 +43,9 @@ pub(super) async fn answer() -> io::Result<Option<Zeroizing<String>>> {
     tokio::task::spawn_blocking(read).await?
 }
 
-/// Prints a line for a person to standard error. A closed standard error is nobody's problem.
+/// Prints a line for a person to standard error.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    stderr::write(&format!("{text}\n"));
 }
 
 /// One word for a POSIX shell.
@@ -58,6 +61,8 @@ pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 
 /// The same with numbers: the cells of a column marked `true` stand on the right.
 pub(super) fn table_with(heads: &[&str], rows: &[Vec<String>], right: &[bool]) -> String {
+    let visible = |row: &Vec<String>| row.iter().map(|cell| stderr::visible(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(visible).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
         cells.chain(heads.get(column).map(|h| h.chars().count())).max().unwrap_or(0)

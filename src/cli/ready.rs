@@ -167,7 +167,6 @@ pub(super) fn pick_agent<'a>(workspace: &'a Workspace, name: Option<&str>) -> an
 async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent, limit: Duration) -> anyhow::Result<Agent> {
     let since = clock::now();
     let name = &workspace.name;
-    let failed = failed_start(workspace);
     let mut told = false;
     loop {
         if agent.status == AgentStatus::Connected {
@@ -178,11 +177,14 @@ async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent
                 _ => Ok(agent),
             };
         }
+        // Whoever starts the agent by hand all the same has it connected.
+        if let Some(failed) = failed_start(workspace) {
+            bail!("the {failed}, 'coder start {name}' tries again");
+        }
         if clock::now() - since >= limit {
             let limit = limit.as_secs();
-            match (&failed, agent.status) {
-                (Some(failed), _) => bail!("the {failed}. Its agent did not connect to the server within {limit} s"),
-                (None, AgentStatus::Disconnected) => bail!(
+            match agent.status {
+                AgentStatus::Disconnected => bail!(
                     "the agent of workspace {name:?} lost its connection to the server and did not come back within {limit} s: \
                      start it again"
                 ),
@@ -194,13 +196,16 @@ async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent
         }
         if !told {
             told = true;
-            if let Some(failed) = &failed {
-                output::note(&format!("The {failed}."));
-            }
             output::note(&format!("Waiting for the agent of workspace {name} to connect …"));
         }
         tokio::time::sleep(pause(since)).await;
-        agent = client.agent(agent.id).await.map_err(explain)?;
+        agent = match client.agent(agent.id).await {
+            Ok(agent) => agent,
+            Err(e) if matches!(e.status(), Some(404 | 410)) => {
+                bail!("the agent of workspace {name:?} is gone: the workspace was deleted, or built anew ({e})")
+            }
+            Err(e) => return Err(explain(e)),
+        };
     }
 }
 

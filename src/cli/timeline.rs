@@ -1,4 +1,4 @@
-//! How long each stage of connecting took, for `-v`: one line a stage once the first byte is there.
+//! How long each stage of connecting took, for `-v`: one line a stage once the first byte is there, or it is clear that none comes.
 
 use crate::{base::Instant, driver::clock};
 use std::{
@@ -45,10 +45,9 @@ impl Timeline {
         }
     }
 
-    /// Whether this stage has ended and nobody was told yet.
-    pub(super) fn waits_with(&self, name: &str) -> bool {
-        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        stages.as_ref().is_some_and(|stages| stages.iter().any(|stage| stage.name == name))
+    /// Whether nobody was told yet.
+    pub(super) fn is_untold(&self) -> bool {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Writes the lines once, in the order in which the stages ended.

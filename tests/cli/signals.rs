@@ -3,17 +3,23 @@
 use crate::{
     Lab,
     harness::{
-        Server,
+        DeadPort, Server,
+        coder::server_command,
+        free_port,
         process::{LIMIT, Process, gone_within, pidfd, run, text, until},
         terminal::Terminal,
     },
 };
-use rustix::process::{Pid, Signal};
+use rustix::{
+    io::ioctl_fionbio,
+    process::{Pid, Signal, kill_process},
+};
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, ErrorKind, PipeReader, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::ExitStatusExt as _,
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -62,7 +68,7 @@ fn a_terminated_session_ends_and_restores_its_terminal() {
     shell.type_in("echo rea''dy\n");
     shell.wait_for("ready");
     assert!(!shell.echoes());
-    rustix::process::kill_process(shell.pid(), Signal::TERM).unwrap();
+    kill_process(shell.pid(), Signal::TERM).unwrap();
     let status = shell.wait(SOON);
     assert!(is_ended_by(status, Signal::TERM), "{status}");
     assert!(shell.is_restored(), "the terminal's modes are not as before");
@@ -188,4 +194,91 @@ fn stdio_ends_when_its_reader_and_writer_are_gone() {
     drop((stdout, child.stdin.take()));
     assert!(gone_within(pidfd(Pid::from_child(&child)), SOON), "it goes on without OpenSSH");
     child.wait().unwrap();
+}
+
+/// A process whose standard error somebody holds and never reads: it is full from the beginning on.
+struct Unread {
+    child: Child,
+    _reader: PipeReader,
+}
+
+impl Unread {
+    fn start(mut command: Command) -> Self {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        ioctl_fionbio(&writer, true).unwrap();
+        for size in [4096, 1] {
+            while writer.write(&vec![b'x'; size]).is_ok() {}
+        }
+        assert_eq!(writer.write(b"x").unwrap_err().kind(), ErrorKind::WouldBlock);
+        ioctl_fionbio(&writer, false).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        Self { child, _reader: reader }
+    }
+
+    fn end(mut self, name: &str) -> ExitStatus {
+        let pid = Pid::from_child(&self.child);
+        assert!(gone_within(pidfd(pid), SOON), "{name} waits for the reader of its standard error");
+        self.child.wait().unwrap()
+    }
+
+    fn terminate(self, name: &str) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.end(name);
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_reader_of_standard_error_that_has_stopped() {
+    let mut server = Server::start(&[]);
+    let token = server.create("dev");
+    server.process.signal(Signal::TERM);
+    server.process.wait(LIMIT);
+    let address = server.address().to_owned();
+    let unread = Unread::start(server_command(None, server.dir.path(), &address, &["-v"]));
+    until("the server answers", || run(server.coder(&["list"]), b"").status.success());
+    let agent = Unread::start(server.agent_command(None, &token));
+    for _ in 0..3 {
+        let out = run(server.coder(&["ssh", "dev", "--", "echo here"]), b"");
+        assert_eq!((out.status.code(), text(&out.stdout).as_str()), (Some(0), "here\n"), "{}", text(&out.stderr));
+    }
+    let session = Unread::start(server.coder(&["ssh", "-v", "dev", "--", "true"]));
+    assert_eq!(session.end("a session").code(), Some(0));
+
+    let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (nobody, local, dead) = (DeadPort::hold(), free_port(), free_port());
+    let ports = [format!("{local}:{}", echo.local_addr().unwrap().port()), format!("{dead}:{}", nobody.port())];
+    let forward = Unread::start(server.coder(&["port-forward", "dev", "-p", &ports[0], "-p", &ports[1]]));
+    let open = |port: u16| {
+        let mut stream = None;
+        until("the port is open", || {
+            stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok();
+            stream.is_some()
+        });
+        let stream = stream.unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream
+    };
+    for _ in 0..3 {
+        // Each of them is a line.
+        let end = open(dead).read(&mut [0]);
+        assert!(end.as_ref().is_ok_and(|n| *n == 0) || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
+    }
+    let mut near = open(local);
+    near.write_all(b"through").unwrap();
+    let (mut far, _) = echo.accept().unwrap();
+    let mut got = [0; 7];
+    far.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"through");
+    drop((near, far));
+
+    forward.terminate("port-forward");
+    agent.terminate("the agent");
+    unread.terminate("the server");
 }

@@ -123,9 +123,11 @@ async fn interactive(
     target: &Target,
     wishes: Wishes,
     info: Option<NetworkInfo>,
-    request: Request,
+    mut request: Request,
 ) -> anyhow::Result<u8> {
     let mut signals = EndSignals::open().context("cannot handle signals")?;
+    // From the beginning on: connecting may take a while, and the size change meanwhile.
+    let resizes = if request.terminal.is_some() { Some(Resizes::open()?) } else { None };
     let tunnel = tokio::select! {
         tunnel = Tunnel::open(deployment, target, wishes) => tunnel?,
         // Nothing has begun yet.
@@ -145,11 +147,15 @@ async fn interactive(
     let session = match connected {
         Ok(Ok(session)) => session,
         unused => {
+            tunnel.log_timeline(deployment.client.http()).await;
             tunnel.close_within(HURRY).await;
             return unused.map(|ended| ended.err().unwrap_or_default());
         }
     };
     let at_terminal = request.terminal.is_some();
+    if let Some((size, _)) = &mut request.terminal {
+        *size = terminal::size();
+    }
     let (first, opened) = (Rc::new(Notify::new()), clock::now());
     // Only who types at a terminal of our own can say something to us, and wants to hear from us.
     let person = (at_terminal && Terminals::of_process().input).then(|| Rc::new(Silence::default()));
@@ -157,7 +163,7 @@ async fn interactive(
         stdin: Stdin::open(),
         stdout: Stdout::open(),
         stderr: Stdout::open_err(),
-        resizes: if at_terminal { Some(Resizes::open()?) } else { None },
+        resizes,
         person: person.clone(),
         first: Rc::clone(&first),
     };
@@ -219,12 +225,12 @@ async fn tell_timeline(tunnel: &Tunnel, deployment: &Deployment, first: &Notify,
     std::future::pending().await
 }
 
-/// The same for a session that was over before that could be told.
+/// The same for a session that was over before that could be told, or without a byte.
 async fn tell_timeline_at_the_end(tunnel: &Tunnel, deployment: &Deployment, first: &Notify, since: Instant) {
     if first.notified().now_or_never().is_some() {
         tunnel.timeline.ended(FIRST_BYTE, since);
     }
-    if tunnel.timeline.waits_with(FIRST_BYTE) {
+    if tunnel.timeline.is_untold() {
         tunnel.log_timeline(deployment.client.http()).await;
     }
 }

@@ -48,6 +48,7 @@ pub(super) async fn run(
     let stream = match dialled {
         Ok(Some(stream)) => stream,
         unused => {
+            tunnel.log_timeline(deployment.client.http()).await;
             tunnel.close_within(HURRY).await;
             return unused.map(|_| 0);
         }
@@ -63,9 +64,7 @@ pub(super) async fn run(
         never = super::tell_timeline(&tunnel, deployment, &first, opened) => match never {},
         fate = tunnel.fate() => Some(Err(anyhow!("{fate}"))),
     };
-    if passed.as_ref().is_some_and(Result::is_ok) {
-        super::tell_timeline_at_the_end(&tunnel, deployment, &first, opened).await;
-    }
+    super::tell_timeline_at_the_end(&tunnel, deployment, &first, opened).await;
     match passed {
         Some(Ok(())) => {
             tunnel.close().await;
