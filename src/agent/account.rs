@@ -1,6 +1,6 @@
 //! The account that commands run under: the agent's own (agent.md §6.4).
 
-use std::{env, fs, path::PathBuf};
+use std::{env, ffi::OsString, fs, path::PathBuf};
 
 /// Name, home and login shell of the agent's user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,16 +11,25 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// The user this process runs as: its passwd line, and where that is missing what the environment says.
+    /// The user this process runs as: its passwd line, and where that is missing what the environment says. The home is
+    /// `$HOME` where that is an absolute path, as shells and the Go agent take it, so that `~` means one folder everywhere.
     pub(crate) fn current() -> Self {
         let uid = rustix::process::getuid().as_raw();
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let var = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
-        Self::from_passwd(&passwd, uid).unwrap_or_else(|| Self {
-            name: var("USER").unwrap_or_else(|| uid.to_string()),
-            home: var("HOME").unwrap_or_else(|| "/".to_owned()).into(),
-            shell: var("SHELL").unwrap_or_else(|| "/bin/sh".to_owned()).into(),
-        })
+        Self::of(&passwd, uid, |name| env::var_os(name))
+    }
+
+    fn of(passwd: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Self {
+        let var = |name: &str| var(name).filter(|v| !v.is_empty());
+        let account = Self::from_passwd(passwd, uid).unwrap_or_else(|| Self {
+            name: var("USER").and_then(|v| v.into_string().ok()).unwrap_or_else(|| uid.to_string()),
+            home: "/".into(),
+            shell: var("SHELL").unwrap_or_else(|| "/bin/sh".into()).into(),
+        });
+        match var("HOME").map(PathBuf::from).filter(|home| home.is_absolute()) {
+            Some(home) => Self { home, ..account },
+            None => account,
+        }
     }
 
     /// The line of `uid` in a passwd file. An empty shell field means `/bin/sh` (passwd(5)).
@@ -52,5 +61,19 @@ mod tests {
         let bare = Account::from_passwd(passwd, 7).unwrap();
         assert_eq!((bare.home.to_str(), bare.shell.to_str()), (Some("/"), Some("/bin/sh")));
         assert_eq!(Account::from_passwd(passwd, 8), None);
+    }
+
+    #[test]
+    fn the_home_is_the_agents_variable_where_that_is_an_absolute_path() {
+        let home = |passwd: &str, home: Option<&str>| {
+            Account::of(passwd, 1000, |name| home.filter(|_| name == "HOME").map(Into::into)).home.to_str().unwrap().to_owned()
+        };
+        let passwd = "dev:x:1000:1000::/home/dev:/bin/sh\n";
+        assert_eq!(home(passwd, Some("/x")), "/x");
+        for unusable in [None, Some(""), Some("x/y")] {
+            assert_eq!((home(passwd, unusable), home("", unusable)), ("/home/dev".into(), "/".into()), "{unusable:?}");
+        }
+        let account = Account::of("", 1000, |name| (name != "HOME").then(|| name.to_lowercase().into()));
+        assert_eq!((account.name.as_str(), account.shell.to_str()), ("user", Some("shell")));
     }
 }

@@ -114,7 +114,7 @@ fn usable(name: &str, value: &[u8]) -> bool {
 }
 
 /// The start folder a manifest names: `~` and variables replaced, relative to the home folder. `$HOME` is the home folder,
-/// as in every session, whether the agent itself was started with that variable or not.
+/// as in every session, whether the agent itself was started with a usable one or not.
 fn directory(text: &str, account: &Account, vars: &[(OsString, OsString)]) -> PathBuf {
     let home = &account.home;
     let own = [("HOME".into(), home.clone().into_os_string())];

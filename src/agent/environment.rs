@@ -99,6 +99,8 @@ impl Sources<'_> {
         put("CODER_WORKSPACE_ID", profile.workspace_id.to_string().into());
         put("CODER_AGENT_TOKEN", profile.token.expose().into());
         put("CS_DISABLE_GETTING_STARTED_OVERRIDE", "true".into());
+        // The agent's own, unless that is of no use: then `~` would be another folder than the one where commands start.
+        put("HOME", account.home.clone().into());
         if !profile.port_proxy_uri.is_empty() {
             put("VSCODE_PROXY_URI", (&profile.port_proxy_uri).into());
         }
@@ -110,12 +112,8 @@ impl Sources<'_> {
         for (name, value) in client.iter().filter(|(name, _)| !STRIPPED.contains(&name.as_str())) {
             out.entry(name.into()).or_insert_with(|| value.into());
         }
-        let of_account = [
-            ("USER", account.name.as_ref()),
-            ("LOGNAME", account.name.as_ref()),
-            ("SHELL", account.shell.as_os_str()),
-            ("HOME", account.home.as_os_str()),
-        ];
+        let of_account =
+            [("USER", account.name.as_ref()), ("LOGNAME", account.name.as_ref()), ("SHELL", account.shell.as_os_str())];
         for (name, value) in of_account {
             out.entry(name.into()).or_insert_with(|| value.to_owned());
         }
@@ -244,8 +242,8 @@ mod tests {
     fn a_client_overrides_neither_the_agents_environment_nor_a_fixed_value() {
         let env = build(
             &Profile::default(),
-            &[("LANG", "C"), ("CODER", "no")],
-            &[("LANG", "de"), ("CODER", "x"), ("EDITOR", "vi")],
+            &[("LANG", "C"), ("CODER", "no"), ("HOME", "not/absolute")],
+            &[("LANG", "de"), ("CODER", "x"), ("EDITOR", "vi"), ("HOME", "/x")],
             false,
         );
         assert_eq!((env["LANG"].as_str(), env["CODER"].as_str(), env["EDITOR"].as_str()), ("C", "true", "vi"));

@@ -10,7 +10,7 @@ use crate::{
     agent::{self, ssh::Rules},
     driver::{
         http::Token,
-        process::{EndSignals, end_with_parent},
+        process::{EndSignals, end_with_parent, keep_descriptors},
     },
     wire::coord::agent::Subsystem,
 };
@@ -133,6 +133,7 @@ pub(super) fn run(global: &Global, args: &Agent) -> anyhow::Result<u8> {
     if args.exit_with_parent && end_with_parent() {
         return Ok(0);
     }
+    keep_descriptors();
     let level = logs::level(global.verbose, if args.quiet { LevelFilter::ERROR } else { LevelFilter::INFO });
     let file = args.log_dir.as_deref().map(|folder| LogFile::open(folder, agent::LOG_FILE)).transpose()?;
     logs::start_for_agent(level, &args.log_human, file)?;

@@ -10,13 +10,13 @@ use super::{
     target::{HostNames, Target},
 };
 use crate::{
-    base::Instant,
-    client::{Build, BuildLine, Client, Transition, Workspace},
+    client::{Build, BuildLine, Client, Job, Transition, Workspace},
     driver::{clock, http::HttpError, process::EndSignal, terminal::Terminals, websocket::Message},
 };
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, builder::PossibleValuesParser};
-use std::{pin::pin, time::Duration};
+use jiff::Timestamp;
+use std::{io, pin::pin, time::Duration};
 use tokio::time::{sleep, timeout};
 
 /// How long a build may take.
@@ -165,7 +165,7 @@ pub(super) async fn logs(global: &Global, args: &BuildLogs) -> anyhow::Result<u8
         follow(&client, &build).await?;
         return Ok(0);
     }
-    let mut shown = Stages::default();
+    let mut shown = Stages::of(&build);
     let lines = client.build_lines(build.id, 0).await.map_err(explain)?;
     if lines.is_empty() && build.job.is_done() {
         output::note(&format!("The server has no log of build {}: those of old builds are not kept.", build.build_number));
@@ -174,7 +174,7 @@ pub(super) async fn logs(global: &Global, args: &BuildLogs) -> anyhow::Result<u8
         shown.line(&line)?;
     }
     if build.job.is_done() {
-        shown.end(build.job.status == "succeeded")?;
+        shown.end(&build.job)?;
     }
     Ok(0)
 }
@@ -271,7 +271,7 @@ pub(super) async fn finish(client: &Client, workspace: &Workspace, build: &Build
 
 fn done(name: &str, what: &str) -> anyhow::Result<u8> {
     let since = clock::wall().since_unix();
-    let now = jiff::Timestamp::new(i64::try_from(since.as_secs()).unwrap_or(0), 0).unwrap_or_default();
+    let now = Timestamp::new(i64::try_from(since.as_secs()).unwrap_or(0), 0).unwrap_or_default();
     let now = now.to_zoned(jiff::tz::TimeZone::system());
     output::line(&format!("\nThe {name} workspace has been {what} at {}!", now.strftime("%b %e %H:%M:%S")))?;
     Ok(0)
@@ -279,7 +279,7 @@ fn done(name: &str, what: &str) -> anyhow::Result<u8> {
 
 /// Follows a build's log until the build is done.
 async fn follow(client: &Client, build: &Build) -> anyhow::Result<Build> {
-    let mut shown = Stages::default();
+    let mut shown = Stages::of(build);
     loop {
         let read = read_log(client, build, &mut shown).await;
         let now = client.build(build.id).await.map_err(explain)?;
@@ -290,7 +290,7 @@ async fn follow(client: &Client, build: &Build) -> anyhow::Result<Build> {
                     shown.line(&line)?;
                 }
             }
-            shown.end(now.job.status == "succeeded")?;
+            shown.end(&now.job)?;
             return Ok(now);
         }
         sleep(PAUSE).await;
@@ -313,31 +313,57 @@ async fn read_log(client: &Client, build: &Build, shown: &mut Stages) -> anyhow:
     }
 }
 
-/// The stages of a build as they were shown so far.
+/// The stages of a build as they were shown so far, with their times by the server's clock: a log may be read long after.
 #[derive(Debug, Default)]
 struct Stages {
     /// The newest line that was shown.
     after: i64,
-    now: Option<(String, Instant)>,
+    /// When the build began; unknown from its second stage on.
+    begin: Option<Timestamp>,
+    now: Option<(String, Option<Timestamp>)>,
 }
 
 impl Stages {
-    fn line(&mut self, line: &BuildLine) -> std::io::Result<()> {
-        self.after = self.after.max(line.id);
-        if !line.stage.is_empty() && self.now.as_ref().is_none_or(|(stage, _)| *stage != line.stage) {
-            self.end(true)?;
-            output::line(&format!("==> ⧗ {}", line.stage))?;
-            self.now = Some((line.stage.clone(), clock::now()));
-        }
-        if line.output.is_empty() { Ok(()) } else { output::line(&printable(&line.output)) }
+    fn of(build: &Build) -> Self {
+        Self { begin: build.job.started_at.as_deref().and_then(time), ..Self::default() }
     }
 
-    /// Ends the stage that is under way.
-    fn end(&mut self, good: bool) -> std::io::Result<()> {
-        let Some((stage, since)) = self.now.take() else { return Ok(()) };
-        let sign = if good { '✔' } else { '✘' };
-        output::line(&format!("=== {sign} {stage} [{}ms]", (clock::now() - since).as_millis()))
+    fn line(&mut self, line: &BuildLine) -> io::Result<()> {
+        self.texts(line).iter().try_for_each(|text| output::line(text))
     }
+
+    /// Ends the stage that is under way as its build ended.
+    fn end(&mut self, job: &Job) -> io::Result<()> {
+        let text = self.ended(job.status == "succeeded", job.completed_at.as_deref());
+        text.map_or(Ok(()), |text| output::line(&text))
+    }
+
+    /// What a line of the log adds to what is shown.
+    fn texts(&mut self, line: &BuildLine) -> Vec<String> {
+        self.after = self.after.max(line.id);
+        let mut texts = Vec::new();
+        if !line.stage.is_empty() && self.now.as_ref().is_none_or(|(stage, _)| *stage != line.stage) {
+            texts.extend(self.ended(true, Some(&line.created_at)));
+            texts.push(format!("==> ⧗ {}", line.stage));
+            // What a command does before its first line is of its stage, too.
+            self.now = Some((line.stage.clone(), self.begin.take().or_else(|| time(&line.created_at))));
+        }
+        texts.extend(Some(printable(&line.output)).filter(|text| !text.is_empty()));
+        texts
+    }
+
+    fn ended(&mut self, good: bool, at: Option<&str>) -> Option<String> {
+        let (stage, since) = self.now.take()?;
+        let sign = if good { '✔' } else { '✘' };
+        // A server may leave its times out.
+        let took =
+            since.zip(at.and_then(time)).map(|(since, at)| format!(" [{}ms]", at.duration_since(since).as_millis().max(0)));
+        Some(format!("=== {sign} {stage}{}", took.unwrap_or_default()))
+    }
+}
+
+fn time(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
 }
 
 /// A log line without what would drive the terminal.
@@ -348,6 +374,25 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_takes_as_long_as_it_took_at_the_server_whenever_its_log_is_read() {
+        let mut stages = Stages { begin: time("2026-11-27T10:00:00Z"), ..Stages::default() };
+        let mut line = |id, created_at: &str, stage: &str, output: &str| {
+            let (created_at, stage, output) = (created_at.to_owned(), stage.to_owned(), output.to_owned());
+            stages.texts(&BuildLine { id, created_at, stage, output })
+        };
+        assert_eq!(line(1, "2026-11-27T10:00:00.2Z", "Plan", "a"), ["==> ⧗ Plan", "a"]);
+        assert_eq!(line(2, "2026-11-27T10:00:01Z", "Plan", "b"), ["b"]);
+        assert_eq!(line(3, "2026-11-27T10:00:01.5Z", "Apply", ""), ["=== ✔ Plan [1500ms]", "==> ⧗ Apply"]);
+        assert_eq!(line(4, "2026-11-27T10:00:03Z", "Clean", "c"), ["=== ✔ Apply [1500ms]", "==> ⧗ Clean", "c"]);
+        let ended = stages.ended(false, Some("2026-11-27T10:00:03.539Z"));
+        assert_eq!((ended.as_deref(), stages.after), (Some("=== ✘ Clean [539ms]"), 4));
+        assert_eq!(stages.ended(true, None), None);
+        // A server that tells no times gets none.
+        let untold = BuildLine { id: 5, created_at: String::new(), stage: "Plan".into(), output: String::new() };
+        assert_eq!((stages.texts(&untold), stages.ended(true, None).as_deref()), (vec!["==> ⧗ Plan".into()], Some("=== ✔ Plan")));
+    }
 
     #[test]
     fn a_log_line_cannot_drive_the_terminal() {

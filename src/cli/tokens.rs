@@ -42,7 +42,7 @@ pub(super) enum TokensCommand {
 #[derive(Debug, Args)]
 pub(super) struct Create {
     /// How long it lives: 12h, 7d, 1y; by default as long as the server allows
-    #[arg(long, env = "CODER_TOKEN_LIFETIME", value_name = "DURATION", value_parser = life)]
+    #[arg(long, env = "CODER_TOKEN_LIFETIME", value_name = "DURATION", value_parser = life, allow_hyphen_values = true)]
     lifetime: Option<Duration>,
     /// Name of the token
     #[arg(short, long, env = "CODER_TOKEN_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
@@ -105,6 +105,9 @@ struct Shown {
 
 /// A Go duration that also knows days and years: `7d`, `1y`, `1d12h`.
 fn life(text: &str) -> Result<Duration, String> {
+    if text.strip_prefix('-').is_some_and(|rest| life(rest).is_ok()) {
+        return Err("a lifetime has to be positive".to_owned());
+    }
     let mut total = Duration::ZERO;
     let mut rest = text;
     for (unit, length) in [('y', YEAR), ('d', DAY)] {
@@ -239,6 +242,8 @@ async fn remove(deployment: &Deployment, args: &Remove) -> anyhow::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::{Cli, explain as explain_arguments};
+    use clap::Parser as _;
 
     fn stdout(vector: &str) -> String {
         let lines = vector.lines().skip_while(|l| *l != "## stdout").skip(1);
@@ -254,6 +259,16 @@ mod tests {
             assert!(life(bad).is_err(), "{bad}");
         }
         assert_eq!(go_text(YEAR), "8760h0m0s");
+    }
+
+    #[test]
+    fn a_lifetime_below_zero_is_told_as_such_and_not_as_a_flag() {
+        for line in [&["--lifetime", "-5s"][..], &["--lifetime=-1d"]] {
+            let error = Cli::try_parse_from([&["coder", "tokens", "create"], line].concat()).unwrap_err();
+            let said = explain_arguments(&error);
+            assert!(said.contains("--lifetime") && said.ends_with("a lifetime has to be positive"), "{said}");
+        }
+        assert_eq!(life("--name"), Err("invalid duration \"--name\"".to_owned()));
     }
 
     #[test]

@@ -107,6 +107,9 @@ pub struct Job {
     /// Why it failed
     #[serde(default)]
     pub error: String,
+    /// When it began, RFC 3339
+    #[serde(default)]
+    pub started_at: Option<String>,
     /// When it ended, RFC 3339
     #[serde(default)]
     pub completed_at: Option<String>,
@@ -125,6 +128,9 @@ impl Job {
 pub struct BuildLine {
     /// Rising
     pub id: i64,
+    /// When it was written, RFC 3339
+    #[serde(default)]
+    pub created_at: String,
     /// What the build is doing
     #[serde(default)]
     pub stage: String,

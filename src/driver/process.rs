@@ -1,7 +1,14 @@
 //! How processes end: ours by its parent's death and by signals, others by ours.
 
-use rustix::process::{Pid, Signal, getppid, kill_process_group, test_kill_process_group};
-use std::{io, time::Duration};
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    process::{Pid, Signal, getppid, kill_process_group, test_kill_process_group},
+};
+use std::{
+    io,
+    os::fd::{BorrowedFd, RawFd},
+    time::Duration,
+};
 use tokio::{
     process::Child,
     signal::unix::{SignalKind, signal},
@@ -27,6 +34,25 @@ pub fn raise_file_limit() {
     if current != maximum {
         // What is refused stays as it was.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
+/// Where the system lists the descriptors of the process that looks.
+const DESCRIPTORS: &str = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+
+/// Keeps what this process was started with beside its standard streams from those that it starts itself: they would hold
+/// files, locks and pipes of whoever started this one.
+///
+/// Where the system does not list the descriptors nothing changes.
+#[expect(unsafe_code, reason = "a descriptor that nothing here opened is known by its number alone")]
+pub fn keep_descriptors() {
+    let Ok(list) = std::fs::read_dir(DESCRIPTORS) else { return };
+    for number in list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).filter(|n| *n > 2) {
+        // SAFETY: borrowed for one system call, which keeps nothing and refuses a number that was closed meanwhile.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if let Err(error) = fcntl_setfd(fd, FdFlags::CLOEXEC) {
+            tracing::debug!(number, %error, "a descriptor cannot be kept from children");
+        }
     }
 }
 
@@ -197,8 +223,23 @@ impl ReloadSignal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt as _;
+    use rustix::io::fcntl_getfd;
+    use std::os::{fd::AsFd as _, unix::process::ExitStatusExt as _};
     use tokio::process::Command;
+
+    #[test]
+    fn what_the_process_was_started_with_beside_its_streams_is_kept_from_children() {
+        let (inherited, own) = rustix::pipe::pipe().unwrap();
+        fcntl_setfd(&own, FdFlags::CLOEXEC).unwrap();
+        assert!(fcntl_getfd(&inherited).unwrap().is_empty());
+        let streams = || fcntl_getfd(io::stdout().as_fd()).unwrap();
+        let before = streams();
+        keep_descriptors();
+        for fd in [&inherited, &own] {
+            assert_eq!(fcntl_getfd(fd).unwrap(), FdFlags::CLOEXEC);
+        }
+        assert_eq!(streams(), before);
+    }
 
     #[tokio::test]
     async fn a_group_that_is_not_let_go_is_killed() {

@@ -139,6 +139,11 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound => Self::not_found(),
+            // Whoever runs the server can do something about it, and that may be who asks.
+            full if full.is_full() => {
+                tracing::error!(cause = %full, "a request failed");
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "The server's disk is full.")
+            }
             other => Self::internal(&other),
         }
     }

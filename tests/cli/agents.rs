@@ -194,6 +194,22 @@ fn the_flags_and_the_variables_of_an_agent_bind_its_clients() {
 }
 
 #[test]
+fn a_session_has_the_agents_home_and_none_of_the_descriptors_that_it_was_started_with() {
+    let server = Server::start(&[]);
+    let token = token(&create(&server, r#"{ "directory": "$HOME/project" }"#));
+    fs::create_dir(server.dir.path().join("project")).unwrap();
+    let mut shell = Command::new("sh");
+    let line = format!("exec 9< /dev/null; exec '{}' agent -v", coder().display());
+    clean(&mut shell).args(["-c", &line]).env("CODER_AGENT_URL", &server.url).env("CODER_AGENT_TOKEN", token);
+    shell.env("HOME", server.dir.path());
+    let mut agent = Process::start("the agent", shell);
+    agent.wait_for("connected to the coordinator");
+    let out = text(&ssh(&server, &[], "pwd; cd ~; pwd; if (: <&9) 2> /dev/null; then echo open; else echo closed; fi").stdout);
+    let home = server.dir.path().canonicalize().unwrap();
+    assert_eq!(out, format!("{home}/project\n{home}\nclosed\n", home = home.display()));
+}
+
+#[test]
 fn two_agents_with_one_token_say_so_once_take_turns_slowly_and_the_one_that_is_left_serves() {
     const TWIN: &str = "another agent runs with this agent's token";
     let server = Server::start(&[]);

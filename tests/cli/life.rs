@@ -29,7 +29,8 @@ fn a_command_starts_the_agent_and_another_ends_it() {
     );
     let stop = format!("echo stopping $CODER_WORKSPACE_NAME; kill $(cat '{}')", pid.display());
     let server = Server::start(&["--workspace-start-command", &start, "--workspace-stop-command", &stop]);
-    server.create("dev");
+    let made = done(&coder(&server, &["create", "dev"]));
+    assert!(made.contains("CODER_AGENT_TOKEN=") && !made.contains("coder agent"), "one agent has been started: {made}");
     let hello = |expected: &str| {
         let out = coder(&server, &["ssh", "dev", "--", "echo", expected]);
         assert_eq!(done(&out), format!("{expected}\n"));

@@ -76,12 +76,15 @@ fn parse(text: &str) -> Result<RemoteForward, String> {
     }
     let (remote, rest) = text.split_once(':').ok_or_else(wrong)?;
     let (address, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
-    let remote: u16 = remote.parse().map_err(|_| wrong())?;
-    let port: u16 = port.parse().map_err(|_| wrong())?;
     let address = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
-    if address.is_empty() || port == 0 {
+    if address.is_empty() {
         return Err(wrong());
     }
+    let port_of = |text: &str, from: u16| {
+        let number = text.parse::<u16>().ok().filter(|port| *port >= from);
+        number.ok_or_else(|| format!("{}; {text:?} is no port from {from} to {}", wrong(), u16::MAX))
+    };
+    let (remote, port) = (port_of(remote, 0)?, port_of(port, 1)?);
     Ok(RemoteForward { listens: Listens::Port(remote.into()), to: Place::Tcp { host: address.to_owned(), port: port.into() } })
 }
 
@@ -294,6 +297,14 @@ mod tests {
         assert_eq!(parse("/run/a.sock:/tmp/b.sock"), Ok(unix));
         for bad in ["", "8080", "8080:3000", "8080::3000", "x:localhost:3000", "70000:a:1", "1:a:0", "1:a:x", "/a", "/a:b"] {
             assert!(parse(bad).unwrap_err().contains("remote_port:local_address:local_port"), "{bad}");
+        }
+        for (bad, told) in [
+            ("8080:localhost:99999", "; \"99999\" is no port from 1 to 65535"),
+            ("8080:localhost:0", "; \"0\" is no port from 1 to 65535"),
+            ("-1:localhost:80", "; \"-1\" is no port from 0 to 65535"),
+        ] {
+            let said = parse(bad).unwrap_err();
+            assert!(said.starts_with("invalid format of remote-forward, expected: ") && said.ends_with(told), "{said}");
         }
     }
 }

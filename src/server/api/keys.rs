@@ -164,7 +164,10 @@ pub(crate) async fn create_token(
         Ok(life) if life > longest => return refuse(format!("lifetime must be less than {}", go_text(longest))),
         Ok(life) => life,
     };
-    if new.token_name.len() > MAX_TOKEN_NAME || new.token_name.chars().any(char::is_control) {
+    if new.token_name.chars().any(char::is_control) {
+        return Err(ApiError::bad_request("Validation failed.").with_field("token_name", "A name has no control characters."));
+    }
+    if new.token_name.len() > MAX_TOKEN_NAME {
         return Err(ApiError::invalid("token_name", "max", &format!("{} bytes", new.token_name.len())));
     }
     let name = match new.token_name.as_str() {

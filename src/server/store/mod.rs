@@ -41,6 +41,8 @@ const LOCK: &str = "lock";
 const BUSY: Duration = Duration::from_secs(5);
 /// SQLite's result code for a damaged file.
 const SQLITE_CORRUPT: &str = "11";
+/// SQLite's result code for a write that found no room.
+const SQLITE_FULL: &str = "13";
 /// SQLite's result code for a file that is no database.
 const SQLITE_NOTADB: &str = "26";
 
@@ -93,6 +95,14 @@ pub(crate) enum StoreError {
     /// SQLite failed.
     #[error("database: {0}")]
     Database(sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether there was no room on the disk.
+    pub(crate) fn is_full(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        error.as_database_error().and_then(|e| e.code()).as_deref() == Some(SQLITE_FULL)
+    }
 }
 
 impl From<sqlx::Error> for StoreError {

@@ -1,7 +1,11 @@
 //! The store against real files.
 
 use super::*;
-use crate::server::token::{AgentToken, SessionToken};
+use crate::server::{
+    answer::ApiError,
+    token::{AgentToken, SessionToken},
+};
+use axum::response::IntoResponse as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -18,16 +22,38 @@ fn session(user: &User) -> NewKey<'static> {
     NewKey { user: user.id, kind: KeyKind::Session, name: "", lifetime: HOUR, scopes: None, by_password: false }
 }
 
+/// Leaves the database no room to grow, on either of its connections as they are now.
+async fn fill(store: &Store) {
+    let (mut a, mut b) = (store.pool.acquire().await.unwrap(), store.pool.acquire().await.unwrap());
+    for connection in [&mut a, &mut b] {
+        sqlx::query("PRAGMA max_page_count = 1").execute(&mut **connection).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_to_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let user = first_user(&store).await;
+    fill(&store).await;
+    let mut error = None;
+    for n in 0..2000 {
+        error = store.insert_workspace(Stamp::now(), user.id, &format!("w{n}")).await.err();
+        if error.is_some() {
+            break;
+        }
+    }
+    let answer = ApiError::from(error.expect("there was room"));
+    assert_eq!(serde_json::to_value(answer.body()).unwrap(), serde_json::json!({ "message": "The server's disk is full." }));
+    assert_eq!(answer.into_response().status(), 507);
+}
+
 #[tokio::test]
 async fn the_store_works_again_once_a_full_disk_has_room() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let user = first_user(&store).await;
-    let (mut a, mut b) = (store.pool.acquire().await.unwrap(), store.pool.acquire().await.unwrap());
-    for connection in [&mut a, &mut b] {
-        sqlx::query("PRAGMA max_page_count = 1").execute(&mut **connection).await.unwrap();
-    }
-    drop((a, b));
+    fill(&store).await;
     let mut refused = 0;
     for n in 0..2000 {
         match store.insert_workspace(Stamp::now(), user.id, &format!("w{n}")).await {

@@ -83,6 +83,18 @@ async fn lifetimes_are_those_of_the_deployment() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_tokens_name_is_named() {
+    let world = World::new().await;
+    let said = async |name: &str| {
+        let refused = world.post("/api/v2/users/me/keys/tokens", &serde_json::json!({ "token_name": name }).to_string()).await;
+        assert_eq!((refused.status, &refused.json()["validations"][0]["field"]), (400, &Value::from("token_name")));
+        refused.json()["validations"][0]["detail"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said("a\u{1b}b").await, "A name has no control characters.");
+    assert_eq!(said(&"x".repeat(65)).await, "Validation failed for tag \"max\" with value: \"65 bytes\"");
+}
+
+#[tokio::test]
 async fn the_first_user_cares_for_everybodys_tokens_and_others_for_their_own() {
     let world = World::new().await;
     let of_bob = "/api/v2/users/bob/keys/tokens";
