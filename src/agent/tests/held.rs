@@ -34,7 +34,7 @@ impl HeldFile {
         // The holder is told that somebody waits by a signal, which would end it; this one does nothing.
         held.fcntl(F_SETSIG, libc::SIGURG).unwrap();
         loop {
-            match held.fcntl(libc::F_SETLEASE, i32::from(libc::F_WRLCK)) {
+            match held.fcntl(libc::F_SETLEASE, libc::F_WRLCK) {
                 Ok(()) => return held,
                 // A process that another test starts has the copy open for writing, until it runs its program.
                 Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => std::thread::yield_now(),
@@ -56,6 +56,6 @@ impl HeldFile {
 
     /// Whoever waits for it goes on.
     pub(in crate::agent) fn let_go(&self) {
-        self.fcntl(libc::F_SETLEASE, i32::from(libc::F_UNLCK)).unwrap();
+        self.fcntl(libc::F_SETLEASE, libc::F_UNLCK).unwrap();
     }
 }
