@@ -124,6 +124,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::poll;
     use std::sync::mpsc;
 
     fn pool() -> &'static Pool {
@@ -202,11 +203,12 @@ mod tests {
         let mut held = Vec::new();
         let (free, wait) = mpsc::channel::<()>();
         let wait = std::sync::Arc::new(Mutex::new(wait));
-        for _ in 0..AT_FIRST + MAX_WAITING {
+        for _ in 0..MAX_WAITING {
             let wait = std::sync::Arc::clone(&wait);
-            held.push(tokio::spawn(pool.run(move || wait.lock().unwrap().recv().is_err())));
+            let mut call = Box::pin(pool.run(move || wait.lock().unwrap().recv().is_err()));
+            assert!(poll!(&mut call).is_pending());
+            held.push(call);
         }
-        tokio::task::yield_now().await;
         let refused = async {
             loop {
                 match timeout(Duration::ZERO, pool.run(|| ())).await {
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!(refused.await.kind(), io::ErrorKind::ResourceBusy);
         drop(free);
         for call in held {
-            call.await.unwrap().unwrap();
+            assert!(call.await.unwrap());
         }
     }
 }
