@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What must be shown: the first words of a row, and what its second column has to name at least. A row may say more; it may
 /// not go.
-const LINES: [(&str, &str); 106] = [
+const LINES: [(&str, &str); 107] = [
     ("In a fresh clone `cargo run --release -- quickstart -- uname -a`", "tests/cli/first.rs::"),
     ("`cargo test` passes", ".ci/run"),
     ("OpenSSH, `ProxyCommand … ssh --stdio`, direct, by `Upgrade: derp` and by WebSocket", "tests/openssh/tunnel.rs"),
@@ -85,6 +85,7 @@ const LINES: [(&str, &str); 106] = [
     ("Browser-only mode", "src/server/tests/operation.rs::"),
     ("Workspaces started and stopped by commands", "src/server/tests/builds.rs::"),
     ("… a failed or hanging build", "tests/cli/life.rs::"),
+    ("… what is kept", "src/server/store/tests.rs::"),
     ("Start and end: closed pipes, closed terminals, signals", "tests/cli/signals.rs::"),
     ("… Ctrl-C while something is waited for", "tests/cli/signals.rs::"),
     ("No secret in a log", "tests/cli/secrets.rs::"),
