@@ -86,6 +86,7 @@ const LINES: &[(&str, &str)] = &[
     ("Browser-only mode", "src/server/tests/operation.rs::"),
     ("Workspaces started and stopped by commands", "src/server/tests/builds.rs::"),
     ("… a failed or hanging build", "tests/cli/life.rs::"),
+    ("… what is kept", "src/server/store/tests.rs::"),
     ("Start and end: closed pipes, closed terminals, signals", "tests/cli/signals.rs::"),
     ("… a reader of standard error that has stopped", "tests/cli/signals.rs::"),
     ("… Ctrl-C while something is waited for", "tests/cli/signals.rs::"),
