@@ -57,7 +57,9 @@ fn a_silent_connection_is_told_so_is_its_return_and_ctrl_c_twice_leaves_it() {
     shell.type_in("echo he''re\n");
     shell.wait_for("here");
     // One Ctrl-C is the session's as long as it answers.
-    shell.type_in("sleep 1000\n\x03");
+    shell.type_in("sh -c \"echo slee''ping; exec sleep 1000\"\n");
+    shell.wait_for("sleeping");
+    shell.type_in("\x03");
     // What is typed before the signal has done its work may be thrown away with the line.
     shell.wait_for("^C");
     shell.wait_for("$ ");
