@@ -150,3 +150,34 @@ fn each_stage_of_connecting_is_told_with_its_time() {
         assert!(last.contains("took="), "{last}");
     }
 }
+
+#[test]
+fn the_stages_are_told_also_of_a_session_without_a_byte_and_of_one_that_never_began() {
+    let lab = Lab::new();
+    let out = run(lab.server.coder(&["-v", "ssh", "dev", "--", "true"]), b"");
+    let said = text(&out.stderr);
+    assert!(out.status.success() && said.contains("stage=\"ssh handshake\"") && !said.contains("\"first byte\""), "{said}");
+    lab.agent.signal(Signal::STOP);
+    for arguments in [&["-v", "ssh", "dev", "--", "true"][..], &["-v", "ssh", "--stdio", "dev"]] {
+        let mut command = Process::start("coder ssh -v", lab.server.coder(arguments));
+        command.wait_for("Waiting for the agent of dev to answer");
+        command.signal(Signal::INT);
+        command.wait_for("timeline stage=\"api\"");
+        command.wait(LIMIT);
+    }
+    lab.agent.signal(Signal::CONT);
+}
+
+#[test]
+fn a_terminal_that_is_resized_while_it_connects_has_its_new_size_in_the_workspace() {
+    let lab = Lab::new();
+    lab.agent.signal(Signal::STOP);
+    let mut shell = Terminal::start(lab.server.coder(&["ssh", "dev"]));
+    shell.wait_for("Waiting for the agent of dev to answer");
+    shell.resize(99, 33);
+    lab.agent.signal(Signal::CONT);
+    shell.type_in("stty size\n");
+    shell.wait_for("33 99");
+    shell.type_in("exit\n");
+    shell.wait(LIMIT);
+}
