@@ -3,6 +3,9 @@
 //! tokio's threads for such calls would not do. They end when they are idle, and with them, on Linux, every process that was
 //! started there and asked to end with its parent: for the kernel that is a thread. A dead network file system would also
 //! take all of them, and with them the resolving of names.
+//!
+//! One thing they cannot help: a process whose program does not come holds what was open when it began, the pipes of those
+//! included that are started in the same millisecond; their output then ends for a reader when that process does.
 
 use std::{
     collections::VecDeque,

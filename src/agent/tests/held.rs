@@ -35,7 +35,7 @@ impl HeldFile {
         held.fcntl(F_SETSIG, libc::SIGURG).unwrap();
         loop {
             match held.fcntl(libc::F_SETLEASE, libc::F_WRLCK) {
-                Ok(()) => return held,
+                Ok(_) => return held,
                 // A process that another test starts has the copy open for writing, until it runs its program.
                 Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => std::thread::yield_now(),
                 Err(error) => panic!("no lease: {error}"),
@@ -44,10 +44,17 @@ impl HeldFile {
     }
 
     #[expect(unsafe_code, reason = "fcntl(2) has no safe wrapper for leases")]
-    fn fcntl(&self, command: i32, argument: i32) -> io::Result<()> {
-        // SAFETY: the file is open, and both commands take a number.
+    fn fcntl(&self, command: i32, argument: i32) -> io::Result<i32> {
+        // SAFETY: the file is open, and the commands take a number or none.
         let done = unsafe { libc::fcntl(self.lease.as_raw_fd(), command, argument) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
+    }
+
+    /// Returns when somebody waits for it. A program that does is a process already, with all that was open when it began.
+    pub(in crate::agent) async fn is_waited_for(&self) {
+        while self.fcntl(libc::F_GETLEASE, 0).unwrap() == libc::F_WRLCK {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(in crate::agent) fn path(&self) -> &Path {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 #[tokio::test]
 async fn a_program_whose_file_system_hangs_holds_up_its_session_alone() {
-    let (held, server) = (HeldFile::copy_of("/bin/sh"), server());
-    // Whatever takes long comes before the first look at the file.
+    let ([first, second], server) = ([(); 2].map(|()| HeldFile::copy_of("/bin/sh")), server());
+    // Whatever takes long comes before the first look at a file.
     let ((client, _), (another, _)) = (connect(&server).await, connect(&server).await);
     let (with_pipes, with_terminal) =
         (client.channel_open_session().await.unwrap(), client.channel_open_session().await.unwrap());
@@ -19,7 +19,7 @@ async fn a_program_whose_file_system_hangs_holds_up_its_session_alone() {
     let mut beside = [client.channel_open_session().await.unwrap(), another.channel_open_session().await.unwrap()];
     let begun = Instant::now();
     let mut waiting = Vec::new();
-    for (mut channel, terminal) in [(with_pipes, false), (with_terminal, true)] {
+    for (mut channel, held, terminal) in [(with_pipes, &first, false), (with_terminal, &second, true)] {
         let command = if terminal { "until stty size | grep '50 132'; do :; done" } else { "echo done" };
         channel.exec(true, format!("#!{}\n{command}", held.path().display())).await.unwrap();
         let mut seen = Seen::default();
@@ -29,6 +29,8 @@ async fn a_program_whose_file_system_hangs_holds_up_its_session_alone() {
         assert!(!seen.replies.contains(&false));
         // What is asked of it meanwhile is kept for it.
         channel.window_change(132, 50, 0, 0).await.unwrap();
+        // A process holds what was open when it began, such as the pipes of others that are just being started.
+        within(held.is_waited_for()).await;
         waiting.push(channel);
     }
     for channel in &mut beside {
@@ -41,7 +43,8 @@ async fn a_program_whose_file_system_hangs_holds_up_its_session_alone() {
         assert!(channel.wait().now_or_never().is_none(), "it runs");
     }
     assert!(begun.elapsed() < HOLDS);
-    held.let_go();
+    first.let_go();
+    second.let_go();
     for (mut channel, expected) in waiting.into_iter().zip(["done\n", "50 132\r\n"]) {
         let seen = to_the_end(&mut channel).await;
         assert!(seen.text().ends_with(expected) && seen.exit == Some(0), "{seen:?}");
