@@ -55,7 +55,7 @@ const LINES: &[(&str, &str)] = &[
     ("`ssh --network-info-dir`", "tests/cli/editors.rs::"),
     ("VS Code's and JetBrains' documented command lines run as written", "tests/cli/editor_lines.rs::"),
     ("Error matrix: fifty ways", "tests/cli/matrix.rs::"),
-    ("… a full disk in the agent's folder, an interrupted upload", "tests/cli/disk.rs::"),
+    ("… a full disk in the agent's folder, or the server's, an interrupted upload", "tests/cli/disk.rs::"),
     ("`coder netcheck`: keys and types", "tests/cli/netcheck.rs::"),
     ("`login`, `login token`, `logout`, `whoami`", "tests/cli/accounts.rs::"),
     ("A proxy with a password and a private authority as the only way", "tests/cli/proxies.rs::"),
@@ -115,6 +115,7 @@ const LINES: &[(&str, &str)] = &[
     ("… whole sessions", "cells `cell`"),
     ("… answers and outputs beside the vectors", "cells `shapes`"),
     ("… speed beside speed", "cells `speed`"),
+    ("A session's home is the agent's `$HOME`", "tests/cli/agents.rs::"),
 ];
 
 fn read(file: &str) -> String {
