@@ -181,7 +181,7 @@ impl Tunnel {
         }
     }
 
-    /// Writes how long each stage took (`-v`), once the first byte has come. Cancel safe: who broke it off may call again.
+    /// Writes how long each stage took (`-v`), once. Cancel safe: who broke it off may call again.
     pub(super) async fn log_timeline(&self, http: &Http) {
         let relay = self.tailnet.counters().await.map(|counters| counters.relays.first);
         if let Some((end, took)) = http.first_lookup() {

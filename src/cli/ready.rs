@@ -199,14 +199,16 @@ async fn wait_for_agent(client: &Client, workspace: &Workspace, mut agent: Agent
             output::note(&format!("Waiting for the agent of workspace {name} to connect …"));
         }
         tokio::time::sleep(pause(since)).await;
-        agent = match client.agent(agent.id).await {
-            Ok(agent) => agent,
-            Err(e) if matches!(e.status(), Some(404 | 410)) => {
-                bail!("the agent of workspace {name:?} is gone: the workspace was deleted, or built anew ({e})")
-            }
-            Err(e) => return Err(explain(e)),
-        };
+        agent = look_again(client, name, &agent).await?;
     }
+}
+
+/// The agent as it is now.
+async fn look_again(client: &Client, name: &str, agent: &Agent) -> anyhow::Result<Agent> {
+    client.agent(agent.id).await.map_err(|e| match e.status() {
+        Some(404 | 410) => anyhow!("the agent of workspace {name:?} is gone: the workspace was deleted, or built anew ({e})"),
+        _ => explain(e),
+    })
 }
 
 /// Waits for startup scripts, if the user or one of them wants that. One that fails is told and no error.
@@ -228,7 +230,7 @@ async fn wait_for_scripts(client: &Client, workspace: &Workspace, mut agent: Age
             break;
         }
         tokio::time::sleep(pause(since)).await;
-        agent = client.agent(agent.id).await.map_err(explain)?;
+        agent = look_again(client, name, &agent).await?;
     }
     if agent.scripts.is_empty() {
         return Ok(agent);
